@@ -1,0 +1,1 @@
+"""One module per subject. Nothing here imports another check."""

@@ -1,0 +1,180 @@
+"""Kernel arguments: what this kernel was booted with, and what the entry that will boot next has.
+
+    kernel_args: [intel_iommu=on, iommu=pt]
+    kernel_args:
+      set: [intel_iommu=on, iommu=pt]
+      unset: [nomodeset]
+
+Now is /proc/cmdline. Next boot is the entry that GRUB will really start: the generated grub.cfg (with
+next_entry, saved_entry and submenus), or the BLS entry with its kernelopts. /etc/default/grub is not read:
+it says what somebody meant.
+
+A parameter must have the value that is asked for and no other one beside it: a second `intel_iommu=off`
+is a failure, since the kernel takes one of the two. Parameters that are meant to be repeated (console, pci,
+ip, memmap, rd.* and their like) are looked for word by word. hugepages, hugepagesz and default_hugepagesz
+are one setting, in order: the kernel reads them by position and the first wins. The `hugepages` check
+does this better.
+
+apply writes a file of hostprep's own, /etc/default/grub.d/zz-hostprep-kernel_args.cfg, that takes these
+parameters out of all other sources and adds them, then makes grub.cfg anew; where GRUB's script reads no such
+directory, a block at the end of /etc/default/grub; on BLS systems, every entry but the rescue one, kernelopts
+and /etc/kernel/cmdline. They take effect at the next boot. The recovery entry does not get them. What counts is
+the generated entry, read back: if it does not have them, everything is put back.
+
+An unknown boot loader is `unknown`, and nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hostprep import bootloader, hugetlb
+from hostprep.host import Host
+from hostprep.model import Change, Desired, Fact, Facts, Goals, Reading, Section, Unknown, Value
+
+NAME = "kernel_args"
+GENERATED = bootloader.GRUB_CFGS
+finish = bootloader.regenerate
+
+# Parameters that are meant to stand more than once: each word of them is a setting of its own.
+REPEATED = (
+    "console earlycon earlyprintk ip pci memmap module_blacklist modprobe.blacklist dyndbg nameserver acpi_osi "
+    "systemd.mask systemd.wants systemd.setenv"
+).split()
+_WORD = r'[^\s"=\x00-\x1f]+=[^"\x00-\x1f]*'
+_NAME = r'[^\s"=\x00-\x1f]+'
+_WORDS = {
+    "type": "array",
+    "items": {
+        "type": "string",
+        "pattern": f"^({_NAME}|{_WORD})$(?!\\n)",
+        "description": "one kernel argument, NAME or NAME=VALUE",
+    },
+    "minItems": 1,
+    "uniqueItems": True,
+}
+_UNWANTED = {
+    **_WORDS,
+    "items": {
+        "type": "string",
+        "pattern": f"^({_NAME}|({'|'.join(REPEATED)}|rd[.]{_NAME})=[^\"\\x00-\\x1f]*)$(?!\\n)",
+        "description": "the NAME of a parameter, or NAME=VALUE of one that may be repeated (console, pci, ...)",
+    },
+}
+SCHEMA = {
+    "description": "Kernel arguments of the running kernel and of the next boot.",
+    "anyOf": [
+        _WORDS,
+        {
+            "type": "object",
+            "properties": {
+                "set": {**_WORDS, "description": "arguments to have, in this order"},
+                "unset": {**_UNWANTED, "description": "parameters not to have"},
+            },
+            "additionalProperties": False,
+            "minProperties": 1,
+        },
+    ],
+}
+
+_HUGEPAGES = "hugepages"
+_ENTRY = "boot/entry"
+_TOTAL = "boot/total-memory"
+
+
+def inspect(host: Host) -> Facts:
+    boot = bootloader.read(host)
+    now = _settings(boot.now)
+    facts: dict[str, Fact] = {}
+    later: dict[str, Value] = {} if isinstance(boot.later, Unknown) else _settings(boot.later)
+    for key in sorted({*now, *later}):
+        reading: Reading = boot.later if isinstance(boot.later, Unknown) else later.get(key)
+        facts[key] = Fact(now.get(key), reading)
+    facts[_ENTRY] = Fact.fixed(boot.later if isinstance(boot.later, Unknown) else boot.entry)
+    facts[_TOTAL] = Fact.fixed(_total_memory(host))
+    return facts
+
+
+def _total_memory(host: Host) -> int | None:
+    for line in (host.read("/proc/meminfo") or "").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _settings(words: Sequence[str]) -> dict[str, Value]:
+    """Each parameter with its value: text, True for a bare word, a tuple where it stands more than once."""
+    values: dict[str, list[str | bool]] = {}
+    pages: list[str] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        name = bootloader.name_of(name)
+        if name in hugetlb.NAMES:
+            pages.append(word)
+        elif _repeated(name):
+            values[word] = [True]
+        else:
+            values.setdefault(name, []).append(value if equals else True)
+    found: dict[str, Value] = {name: _one_or_all(v) for name, v in values.items()}
+    if pages:
+        found[_HUGEPAGES] = tuple(pages)
+    return found
+
+
+def _one_or_all(values: list[str | bool]) -> Value:
+    return values[0] if len(values) == 1 else tuple("" if v is True else str(v) for v in values)
+
+
+def _repeated(name: str) -> bool:
+    return name in REPEATED or name.startswith("rd.")
+
+
+def decide(facts: Facts, want: Section) -> Goals:
+    wanted, unwanted = (want, []) if isinstance(want, list) else (want.get("set", []), want.get("unset", []))
+    values = _settings(wanted) | {word if "=" in word else bootloader.name_of(word): None for word in unwanted}
+    refused = _refused(facts, wanted)
+    # A parameter that is nowhere has no fact; where the next boot cannot be read, that is unknown too.
+    unreadable = isinstance(facts[_ENTRY].next_boot, Unknown)
+    return {
+        key: Desired(
+            value,
+            of=_ENTRY if unreadable and key not in facts else "",
+            live=False,
+            refused_next=refused if key == _HUGEPAGES else "",
+            means=refused if key == _HUGEPAGES else "",
+            fix=_TOO_MANY if refused and key == _HUGEPAGES else _ELSEWHERE,
+        )
+        for key, value in values.items()
+    }
+
+
+_TOO_MANY = "Ask for fewer pages."
+_ELSEWHERE = "Look at where this host gets its kernel arguments from: its hypervisor, PXE server or boot loader."
+
+
+def _refused(facts: Facts, wanted: Sequence[str]) -> str:
+    """K8 on the machine of K1: a reservation that leaves the host nothing to boot with."""
+    total = facts[_TOTAL].current
+    if not isinstance(total, int):
+        return ""
+    pools = hugetlb.asked(wanted, usual_default=2048).bytes()
+    return hugetlb.starves(pools, total, hugetlb.floor(total)) if pools else ""
+
+
+def apply(host: Host, changes: Sequence[Change]) -> None:
+    settings: dict[str, tuple[str, ...]] = {}
+    for change in changes:
+        if change.key == _HUGEPAGES:
+            settings |= dict.fromkeys(hugetlb.NAMES, ())
+        settings[change.key] = _words(change.key, change.after)
+    bootloader.put(host, NAME, settings)
+
+
+def _words(key: str, value: Value) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if key == _HUGEPAGES:
+        return value if isinstance(value, tuple) else (str(value),)
+    if value is True:
+        return (key,)
+    return tuple(f"{key}={v}" for v in (value if isinstance(value, tuple) else (value,)))

@@ -1,0 +1,254 @@
+"""The command line, read by click. It only reads: what a command does is in commands.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from hostprep import __version__, commands, engine, registry
+from hostprep.quantities import parse_duration
+from hostprep.render import FORMATS
+from hostprep.report import EXIT_CODES, exit_code
+from hostprep.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_EPILOG = "\b\nExit status:\n" + "\n".join(f"  {code:>2}  {meaning}" for code, meaning in EXIT_CODES.items())
+
+
+def run(argv: Sequence[str]) -> int:
+    """Read and run a command line. Wrong use ends in click's own message and status 2."""
+    try:
+        result = main.main(args=list(argv), prog_name="hostprep", standalone_mode=False)
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    except click.ClickException as e:
+        e.show()
+        return exit_code(UsageError(""))
+    return result if isinstance(result, int) else 0
+
+
+class Duration(click.ParamType):
+    """Seconds, from 90s, 10m, 1h30m, 2d."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_duration(value)
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
+
+
+class CheckName(click.ParamType):
+    """The name of a check, completed by the shell."""
+
+    name = "check"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(name) for name in registry.names() if name.startswith(incomplete)]
+
+
+class ProfileName(click.ParamType):
+    """A profile's name or file, completed by the shell."""
+
+    name = "name|file"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        from hostprep import profile
+
+        if "/" in incomplete:
+            return [CompletionItem(incomplete, type="file")]
+        return [CompletionItem(name) for name in profile.available() if name.startswith(incomplete)]
+
+
+def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_selection = _options(
+    click.option("--profile", type=ProfileName(), help="A profile's name or file. Default: /etc/hostprep/profile.yaml, else baseline."),
+    click.option("--only", multiple=True, type=CheckName(), help="Look at this check only. May be given more than once."),
+    click.option("--deadline", type=Duration(), default=f"{engine.DEADLINE:g}", show_default=True, help="How long all checks together may take."),
+)
+_format = click.option("--format", "output_format", type=click.Choice(list(FORMATS)), default="text", show_default=True, help="How to say it.")
+_plan_format = click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to say it.")
+_output = click.option("--output", metavar="FILE", help="Write the answer to FILE, whole or not at all.")
+_root = click.option("--root", metavar="DIR", help="Look at the host recorded in DIR instead of this one.")
+_publish = click.option("--no-publish", is_flag=True, help="Do not publish the report in /run/hostprep.")
+_allow = click.option("--allow-disruption", "allowed", metavar="CHECK", multiple=True, type=CheckName(), help="Let this check disrupt work in use. May be given more than once.")
+
+
+@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="hostprep", message="%(prog)s %(version)s")
+def main() -> None:
+    """Inspect and prepare a Linux host before it joins a cluster.
+
+    A profile says what the host should be. hostprep looks at the host as it is now and as it will be after the
+    next boot, and judges both: a setting is as wanted (pass), will be lost at the next boot (volatile), waits for a
+    reboot, is wrong (FAIL), or could not be read (unknown). What is unknown is not ready.
+
+    \b
+    A first session:
+      hostprep check                      is this host ready? says what to do where it is not
+      hostprep plan                       what would apply do? changes nothing
+      sudo hostprep apply                 do it, after asking
+      sudo hostprep revert                take back what hostprep changed, and only that
+
+    \b
+    Files:
+      /etc/hostprep/profile.yaml          this site's profile (hostprep profiles show NAME to start from)
+      /run/hostprep/report.json           the last report; the cluster waits for it ($HOSTPREP_RUN_DIR)
+      /var/lib/hostprep/journal           what hostprep changed, and what files were before ($HOSTPREP_STATE_DIR)
+    """
+
+
+@main.command(epilog=_EPILOG)
+@_selection
+@_format
+@_output
+@_root
+@_publish
+def check(profile: str | None, only: tuple[str, ...], deadline: int, output_format: str, output: str | None, root: str | None, no_publish: bool) -> int:
+    """Is this host what the profile says? Changes nothing.
+
+    As root the report is also published in /run/hostprep/report.json, unless only a part was looked at.
+    """
+    return commands.check(commands.Look(profile, only, output_format, output, root, deadline, not no_publish))
+
+
+@main.command(epilog=_EPILOG)
+@_selection
+@_plan_format
+@_output
+@_root
+@_allow
+def plan(profile: str | None, only: tuple[str, ...], deadline: int, output_format: str, output: str | None, root: str | None, allowed: tuple[str, ...]) -> int:
+    """What would apply do? Changes nothing.
+
+    Shows each change with its before and after, the command an admin would type, a diff for every file, whether it
+    counts now or at the next boot, and what it disrupts. The exit status is that of check.
+    """
+    return commands.plan(commands.Look(profile, only, output_format, output, root, deadline), allowed)
+
+
+@main.command(epilog=_EPILOG)
+@_selection
+@_format
+@_output
+@_publish
+@_allow
+@click.option("--yes", is_flag=True, help="Do not ask. Needed where there is no terminal.")
+def apply(profile: str | None, only: tuple[str, ...], deadline: int, output_format: str, output: str | None, no_publish: bool, allowed: tuple[str, ...], yes: bool) -> int:
+    """Make this host what the profile says, look again, and end with the findings. Needs root.
+
+    Every change is journalled before it is made and can be taken back. A value that somebody else changed meanwhile
+    is not overwritten. What would disrupt work in use is refused unless --allow-disruption names the check. hostprep
+    does not reboot.
+    """
+    return commands.apply(commands.Look(profile, only, output_format, output, None, deadline, not no_publish), allowed, yes)
+
+
+@main.command(epilog=_EPILOG)
+@click.option("--dry-run", is_flag=True, help="Only show what would be taken back.")
+@click.option("--yes", is_flag=True, help="Do not ask. Needed where there is no terminal.")
+def revert(dry_run: bool, yes: bool) -> int:
+    """Take back what hostprep changed, and only that. Needs root.
+
+    Files that nobody else touched become the same bytes, mode and owner again; settings go back to the value that
+    hostprep found. What somebody else changed since is left alone, and said.
+    """
+    return commands.revert(dry_run, yes)
+
+
+@main.command(epilog=_EPILOG)
+@_format
+@_output
+@click.option("--max-age", type=Duration(), help="Refuse an older report. Default: the profile's valid_for.")
+def report(output_format: str, output: str | None, max_age: int | None) -> int:
+    """The last published report, if it can be relied on.
+
+    One that is missing, damaged, too old, or of another boot or machine is refused, with status 3.
+    """
+    return commands.show_report(output_format, max_age, output)
+
+
+@main.command()
+@click.option("--only", multiple=True, type=CheckName(), help="Look at this check only. May be given more than once.")
+@_plan_format
+@_root
+@click.option("--record", metavar="DIR", help="Also keep everything the host answered in DIR, for --root.")
+@click.option("--deadline", type=Duration(), default=f"{engine.DEADLINE:g}", show_default=True, help="How long all checks together may take.")
+def inspect(only: tuple[str, ...], output_format: str, root: str | None, record: str | None, deadline: int) -> int:
+    """Facts, without a profile: every setting as it is now and as it will be after the next boot."""
+    return commands.inspect(only, output_format, root, record, deadline)
+
+
+@main.command()
+@click.argument("check", required=False, type=CheckName())
+def explain(check: str | None) -> int:
+    """What a check looks at, what its section of a profile takes, and what it changes."""
+    return commands.explain(check)
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+def profiles(ctx: click.Context) -> int:
+    """List, show and validate profiles."""
+    return 0 if ctx.invoked_subcommand else commands.profiles_list()
+
+
+@profiles.command("list")
+def profiles_list() -> int:
+    """The profiles that can be named."""
+    return commands.profiles_list()
+
+
+@profiles.command("show")
+@click.argument("name", type=ProfileName())
+def profiles_show(name: str) -> int:
+    """A profile's file, to read or to start from."""
+    return commands.profiles_show(name)
+
+
+@profiles.command("validate")
+@click.argument("file", type=click.Path())
+def profiles_validate(file: str) -> int:
+    """Is this file a valid profile? Says all that is wrong with it, with file:line:column."""
+    return commands.profiles_validate(file)
+
+
+@main.command()
+@click.argument("which", type=click.Choice(["report", "profile"]), default="report")
+def schema(which: str) -> int:
+    """The JSON Schema (2020-12) of the report, or of profiles for an editor."""
+    return commands.schema(which)
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> int:
+    """The completion script for a shell.
+
+    \b
+      bash: hostprep completion bash > /etc/bash_completion.d/hostprep
+      zsh:  hostprep completion zsh  > /usr/local/share/zsh/site-functions/_hostprep
+      fish: hostprep completion fish > /etc/fish/completions/hostprep.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    script = get_completion_class(shell)
+    assert script is not None
+    click.echo(script(main, {}, "hostprep", "_HOSTPREP_COMPLETE").source())
+    return 0

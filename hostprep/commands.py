@@ -1,0 +1,359 @@
+"""The commands: what each does with the line from profile to report. They and the click layer are all that prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from hostprep import __version__, engine, files, profile, registry, render, report, state
+from hostprep.errors import HostprepError, OutputFailed, ProfileError, UsageError
+from hostprep.host import Host
+from hostprep.model import Fact, Finding, Profile, Status, Unknown, to_json
+
+
+class Look(NamedTuple):
+    """What to look at, and how to say what was seen."""
+
+    profile: str | None = None
+    only: tuple[str, ...] = ()
+    format: str = "text"
+    output: str | None = None
+    root: str | None = None
+    deadline: float = engine.DEADLINE
+    publish: bool = True
+
+
+# -- looking --------------------------------------------------------------------------------------
+
+
+def check(look: Look) -> int:
+    host = _host(look.root)
+    started = time.monotonic()
+    try:
+        wanted = _selected(profile.load(look.profile), look.only)
+    except ProfileError as e:
+        _publish_broken_profile(look, host, e)
+        raise
+    examination = engine.examine(host, wanted, registry.load(wanted.sections), look.deadline)
+    made = _report(look, host, wanted, examination, started)
+    return _deliver(look, made)
+
+
+def plan(look: Look, allowed: Sequence[str]) -> int:
+    host = _host(look.root)
+    started = time.monotonic()
+    wanted = _selected(profile.load(look.profile), look.only)
+    checks = registry.load(wanted.sections)
+    examination = engine.examine(host, wanted, checks, look.deadline)
+    batches = engine.rehearse(host, engine.planned(examination, wanted, checks, allowed), checks)
+    made = _report(look, host, wanted, examination, started)
+    if look.format == "json":
+        import json
+
+        _emit(json.dumps(_plan_to_dict(batches, made), indent=1) + "\n", look.output)
+    else:
+        unfixable = [f for f in examination.findings if f.status not in (Status.PASS, Status.VOLATILE) and f.counts]
+        planned = {(b.check, p.change.key) for b in batches for p in b.planned}
+        left = [f for f in unfixable if (f.check, f.key) not in planned]
+        _emit(render.plan(batches, _paint()) + _left_over(left) + render.verdict(made, _paint()) + "\n", look.output)
+    return report.exit_code(made)
+
+
+def inspect(only: tuple[str, ...], output_format: str, root: str | None, record: str | None, deadline: float) -> int:
+    known = registry.names()
+    if stray := [name for name in only if name not in known]:
+        raise UsageError(f"there is no check named {stray[0]!r}", f"Known: {', '.join(known)}.")
+    if record:
+        if root:
+            raise UsageError("--record keeps what this machine answers, and --root looks elsewhere: choose one")
+        from hostprep.host.record import Recorder
+
+        try:
+            host: Host = Recorder(record)
+        except OSError as e:
+            raise OutputFailed(f"{record}: {e.strerror}") from e
+    else:
+        host = _host(root)
+    answers = engine.inspect(host, registry.load(only or known), deadline)
+    identity = state.identity(host)
+    everything = {name: answer.facts for name, answer in answers.items()}
+    if output_format == "json":
+        import json
+
+        data = {
+            "hostprep_version": __version__,
+            **identity._asdict(),
+            "facts": {name: _facts_to_dict(facts) for name, facts in everything.items()},
+        }
+        _emit(json.dumps(data, indent=1) + "\n")
+    else:
+        _emit(render.facts(everything, _paint()))
+    if record:
+        _say(f"recorded in {record}; look at it elsewhere with --root {record}")
+    return 0
+
+
+def show_report(output_format: str, max_age: int | None, output: str | None) -> int:
+    made = report.usable(state.published(), state.identity(Host()), max_age)
+    return _deliver(Look(format=output_format, output=output, publish=False), made)
+
+
+def _host(root: str | None) -> Host:
+    if root is None:
+        return Host()
+    if not os.path.isdir(root):
+        raise UsageError(f"--root {root}: is not a directory", "Give the directory of a recorded host.")
+    from hostprep.host.record import RecordedHost
+
+    return RecordedHost(root)
+
+
+def _selected(whole: Profile, only: tuple[str, ...]) -> Profile:
+    """The profile less the checks that --only did not name."""
+    if stray := [name for name in only if name not in whole.sections]:
+        known = ", ".join(whole.sections)
+        raise UsageError(f"--only {stray[0]}: the profile {whole.name} has no such section", f"It has: {known}.")
+    return whole._replace(sections={n: s for n, s in whole.sections.items() if n in only}) if only else whole
+
+
+def _report(look: Look, host: Host, wanted: Profile, seen: engine.Examination, started: float) -> report.Report:
+    only = list(wanted.sections) if look.only else None
+    return report.make(seen.findings, seen.answers, wanted, state.identity(host), started, only)
+
+
+def _deliver(look: Look, made: report.Report) -> int:
+    """Publish the report where the cluster waits for it, and say it where it was asked for."""
+    if look.publish and look.root is None and made.selection is None and state.publishes():
+        state.publish(made)
+    render_it = render.FORMATS[look.format]
+    text = render.text(made, _paint()) if look.format == "text" and look.output is None else render_it(made)
+    _emit(text, look.output)
+    return report.exit_code(made, look.format)
+
+
+def _publish_broken_profile(look: Look, host: Host, e: ProfileError) -> None:
+    """An older report must not go on saying ready for a host whose profile cannot be read any more."""
+    reason = e.problems[0]
+    fact = Fact.fixed(Unknown(reason))
+    finding = Finding("profile", "*", Status.UNKNOWN, fact, None, f"The profile is not valid: {reason}", e.hint)
+    nothing = Profile(name=look.profile or "default", sha256="", sections={})
+    made = report.make([finding], {}, nothing, state.identity(host), time.monotonic())
+    if look.publish and look.root is None and not look.only and state.publishes():
+        state.publish(made)
+    if look.format != "text" or look.output:
+        _emit(render.FORMATS[look.format](made), look.output)
+
+
+def _left_over(findings: Sequence[Finding]) -> str:
+    lines = [f"  {f.name}: {f.message} {f.fix}".rstrip() for f in findings]
+    return "\n".join(["hostprep cannot change:", *lines, "", ""]) if lines else ""
+
+
+# -- changing -------------------------------------------------------------------------------------
+
+
+def apply(look: Look, allowed: Sequence[str], yes: bool) -> int:
+    if look.root is not None:
+        raise UsageError("apply changes the machine it runs on; --root is for check, plan and inspect")
+    host = Host()
+    with state.changing() as journal_path:
+        started = time.monotonic()
+        wanted = _selected(profile.load(look.profile), look.only)
+        checks = registry.load(wanted.sections)
+        seen = engine.examine(host, wanted, checks, look.deadline)
+        planned = engine.planned(seen, wanted, checks, allowed)
+        todo = [p.change for p in planned if not p.refused]
+        failed: Sequence[Any] = ()
+        if todo:
+            _confirm(render.plan(engine.rehearse(host, planned, checks), _paint(sys.stderr)), yes)
+            from hostprep.journal import Journal
+            from hostprep.perform import Performer, converge
+
+            performer = Performer(host, checks, Journal(journal_path, state.identity(host).boot_id), _say)
+            converge(performer, todo, wanted.sections, allowed)
+            failed = performer.failures
+            seen = engine.examine(host, wanted, checks, look.deadline)
+        for p in planned:
+            if p.refused:
+                _say(f"refused {p.change.check}/{p.change.key}: {p.refused}")
+        code = _deliver(look, _report(look, host, wanted, seen, started))
+    return _failed(failed) or code
+
+
+def revert(dry_run: bool, yes: bool) -> int:
+    host = Host()
+    with state.changing() as journal_path:
+        from hostprep.journal import Journal
+        from hostprep.perform import Performer, rehearse_revert
+        from hostprep.perform import revert as take_back
+
+        journal = Journal(journal_path, state.identity(host).boot_id)
+        if not journal.standing() and not journal.kept_files():
+            _emit("Nothing to take back: this host is as hostprep found it.\n")
+            return 0
+        checks = registry.load()
+        text = render.revert(*rehearse_revert(host, checks, journal), _paint())
+        if dry_run:
+            _emit(text)
+            return 0
+        _confirm(text, yes)
+        performer = Performer(host, checks, journal, _say)
+        take_back(performer)
+    if code := _failed(performer.failures):
+        return code
+    left = [s.change for s in journal.standing()]
+    _emit("Taken back: this host is as hostprep found it.\n" if not left else f"Still standing: {len(left)} changes.\n")
+    return 0
+
+
+def _confirm(text: str, yes: bool) -> None:
+    """Show what will be done, and ask; where nobody can be asked, --yes must have been said."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("this changes the host, and there is no terminal to ask on", "Say --yes, or look first: hostprep plan")
+    sys.stderr.write(text)
+    sys.stderr.write("Make these changes? [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError("nothing was changed")
+
+
+def _failed(failed: Sequence[Any]) -> int:
+    if not failed:
+        return 0
+    from hostprep.errors import ChangeFailed
+
+    sys.stderr.write(render.failures(failed, _paint(sys.stderr)))
+    return report.exit_code(ChangeFailed(""))
+
+
+# -- telling --------------------------------------------------------------------------------------
+
+
+def explain(name: str | None) -> int:
+    checks = registry.load()
+    if name is None:
+        width = max(map(len, checks))
+        lines = [f"  {n:<{width}}  {_first_sentence(registry.manual(c))}" for n, c in checks.items()]
+        _emit("\n".join(["Checks, each a section of a profile:", "", *lines, "", "hostprep explain CHECK tells more."]) + "\n")
+        return 0
+    if name not in checks:
+        raise UsageError(f"there is no check named {name!r}", f"Known: {', '.join(checks)}.")
+    _emit(registry.manual(checks[name]) + "\n")
+    return 0
+
+
+def _first_sentence(manual: str) -> str:
+    return manual.partition("\n")[0].partition(": ")[2] or manual.partition("\n")[0]
+
+
+def profiles_list() -> int:
+    known = profile.available()
+    lines = []
+    for name, path in known.items():
+        try:
+            description = profile.load(name).description
+        except HostprepError as e:
+            description = f"NOT VALID: {str(e).splitlines()[0]}"
+        lines.append((name, description, path))
+    width = max(len(name) for name, _, _ in lines)
+    here = profile.find(None)
+    _emit("".join(f"{'*' if path == here else ' '} {name:<{width}}  {text}\n" for name, text, path in lines))
+    _say(f"* is taken without --profile; a site's own is {profile.SITE_PROFILE}")
+    return 0
+
+
+def profiles_show(name: str) -> int:
+    _emit(profile.read(profile.find(name)).decode(errors="replace"))
+    return 0
+
+
+def profiles_validate(path: str) -> int:
+    loaded = profile.load(path if "/" in path else f"./{path}")
+    _emit(f"{path}: valid: profile {loaded.name}, checks: {', '.join(loaded.sections)}\n")
+    return 0
+
+
+def schema(which: str) -> int:
+    import json
+
+    if which == "report":
+        with open(os.path.join(os.path.dirname(__file__), "schemas", "report.schema.json")) as f:
+            _emit(f.read())
+    else:
+        from hostprep import profile_source
+
+        _emit(json.dumps(profile_source.schema(), indent=1) + "\n")
+    return 0
+
+
+# -- saying ---------------------------------------------------------------------------------------
+
+
+def _emit(text: str, output: str | None = None) -> None:
+    """The answer itself: to stdout, or whole into a file. OutputFailed when it does not get there."""
+    if output is not None and output != "-":
+        try:
+            files.replace(os.path.abspath(output), text.encode())
+        except OSError as e:
+            raise OutputFailed(f"{output}: {e.strerror}") from e
+        return
+    try:
+        if sys.stdout is None:
+            raise OutputFailed("stdout is closed: the answer is lost")
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except (OSError, ValueError) as e:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains a second time at its end
+        raise OutputFailed(f"stdout: {getattr(e, 'strerror', e)}: the answer is lost") from e
+
+
+def _say(line: str) -> None:
+    """Progress, for whoever watches: it may get lost."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        return
+
+
+def _paint(stream: Any = None) -> render.Paint:
+    """Colours on a terminal that has them and unless NO_COLOR says otherwise (no-color.org)."""
+    stream = stream or sys.stdout
+    wanted = stream is not None and stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return render.coloured if wanted else render.plain
+
+
+def _facts_to_dict(facts: Mapping[str, Fact] | Unknown) -> Any:
+    if isinstance(facts, Unknown):
+        return to_json(facts)
+    return {key: {"current": to_json(f.current), "next_boot": to_json(f.next_boot)} for key, f in facts.items()}
+
+
+def _plan_to_dict(batches: Sequence[engine.Batch], made: report.Report) -> dict[str, Any]:
+    return {
+        "hostprep_version": __version__,
+        "profile": {"name": made.profile, "sha256": made.profile_sha256},
+        "verdict": made.verdict,
+        "batches": [
+            {
+                "check": batch.check,
+                "when": batch.facet.value,
+                "changes": [
+                    {
+                        "key": p.change.key,
+                        "before": to_json(p.change.before),
+                        "after": to_json(p.change.after),
+                        "disrupts": p.desired.disrupts if p.desired else "",
+                        "refused": p.refused,
+                    }
+                    for p in batch.planned
+                ],
+                "steps": [step._asdict() for step in batch.steps],
+            }
+            for batch in batches
+        ],
+    }

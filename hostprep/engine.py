@@ -1,0 +1,192 @@
+"""The straight line: profile -> facts -> findings -> plan -> changes -> findings again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, NamedTuple
+
+from hostprep.errors import HostError, HostprepError
+from hostprep.host import Host
+from hostprep.host.process import gather
+from hostprep.judge import judge, plan, refusal, unanswered
+from hostprep.model import (
+    Change,
+    Desired,
+    Facet,
+    Fact,
+    Facts,
+    Finding,
+    Profile,
+    Section,
+    Unknown,
+    from_json,
+    to_json,
+)
+from hostprep.registry import Check, finisher, fixable
+
+if TYPE_CHECKING:
+    from hostprep.host.rehearsal import Step
+
+DEADLINE = 30.0  # seconds for all checks together; below OpenPBS's hook alarm with what is needed around it
+
+Checks = Mapping[str, Check]
+
+
+class Answer(NamedTuple):
+    """What one check saw, and the milliseconds it took."""
+
+    facts: Facts | Unknown
+    duration_ms: int
+
+
+class Examination(NamedTuple):
+    """One look at a host."""
+
+    findings: list[Finding]
+    answers: dict[str, Answer]
+
+
+class Planned(NamedTuple):
+    """One change as apply would make it; `refused` says why it will not be made."""
+
+    change: Change
+    desired: Desired | None
+    refused: str
+
+
+class Batch(NamedTuple):
+    """The changes of one check and one facet, and the steps that carry them out."""
+
+    check: str
+    facet: Facet
+    planned: list[Planned]
+    steps: list[Step]
+
+
+# -- looking --------------------------------------------------------------------------------------
+
+
+def inspect(host: Host, checks: Checks, deadline: float = DEADLINE) -> dict[str, Answer]:
+    """Look at everything at once, each check in a child process of its own, under one deadline in seconds."""
+    works = [(name, _inspector(host, check)) for name, check in checks.items()]
+    return {
+        name: Answer(_facts(answer), round(seconds * 1000))
+        for name, (answer, seconds) in gather(works, deadline).items()
+    }
+
+
+def _inspector(host: Host, check: Check) -> Callable[[], bytes]:
+    def work() -> bytes:
+        try:
+            facts = check.inspect(host)
+            answer = {key: [to_json(fact.current), to_json(fact.next_boot)] for key, fact in facts.items()}
+        except HostError as e:
+            return json.dumps(str(e)).encode()
+        except Exception as e:  # a bug in one check must not hide what the others saw
+            return json.dumps(f"bug in check {check.NAME}: {_where(e)}").encode()
+        return json.dumps(answer).encode()
+
+    return work
+
+
+def _where(e: Exception) -> str:
+    frame = e.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    place = f" ({frame.tb_frame.f_code.co_filename.rpartition('/')[2]}:{frame.tb_lineno})" if frame else ""
+    return f"{type(e).__name__}: {e}{place}"
+
+
+def _facts(answer: bytes | str) -> Facts | Unknown:
+    if isinstance(answer, str):
+        return Unknown(answer)
+    data = json.loads(answer)
+    if isinstance(data, str):
+        return Unknown(data)
+    return {key: Fact(from_json(current), from_json(later)) for key, (current, later) in data.items()}
+
+
+def examine(host: Host, profile: Profile, checks: Checks, deadline: float = DEADLINE) -> Examination:
+    """Look, and judge what was seen by the profile. `checks` may be fewer than the profile has sections."""
+    answers = inspect(host, checks, deadline)
+    findings: list[Finding] = []
+    for name, answer in answers.items():
+        findings += _judge(checks[name], answer, profile.sections[name])
+    return Examination([_weigh(f, profile) for f in findings], answers)
+
+
+def _judge(check: Check, answer: Answer, section: Section) -> Iterable[Finding]:
+    if isinstance(answer.facts, Unknown):
+        return [unanswered(check.NAME, answer.facts.reason)]
+    try:
+        return list(judge(check.NAME, answer.facts, check.decide(answer.facts, section)))
+    except Exception as e:  # a bug in one check must not hide what the others saw
+        return [unanswered(check.NAME, f"bug in check {check.NAME}: {_where(e)}")]
+
+
+def _weigh(finding: Finding, profile: Profile) -> Finding:
+    """Advisory findings, and known ones that somebody accepted. What is unknown cannot be accepted."""
+    advisory = any(p in (finding.check, finding.name) or fnmatchcase(finding.name, p) for p in profile.advisory)
+    waived = ""
+    if finding.status.value in ("fail", "pending-reboot"):
+        for waiver in profile.waivers:
+            if fnmatchcase(finding.name, waiver.finding) and _today() <= waiver.until:
+                owner = f", {waiver.owner}" if waiver.owner else ""
+                waived = f"{waiver.reason} (until {waiver.until}{owner})"
+                break
+    return finding._replace(advisory=advisory, waived=waived)
+
+
+def _today() -> str:
+    import time
+
+    return time.strftime("%Y-%m-%d", time.gmtime())
+
+
+# -- planning -------------------------------------------------------------------------------------
+
+
+def planned(examination: Examination, profile: Profile, checks: Checks, allowed: Collection[str]) -> list[Planned]:
+    """What would have to change, live changes of all checks before persistent ones of any.
+
+    Until the running system has taken a value, a power cycle is still an undo.
+    """
+    wanted: list[Planned] = []
+    for finding in examination.findings:
+        check = checks[finding.check]
+        if finding.check in profile.assert_only or fixable(check) is None:
+            continue
+        for change in plan([finding]):
+            wanted.append(Planned(change, finding.desired, refusal(change, finding.desired, allowed)))
+    return sorted(wanted, key=lambda p: list(Facet).index(p.change.facet))
+
+
+def rehearse(host: Host, wanted: Sequence[Planned], checks: Checks) -> list[Batch]:
+    """The steps that carry out a plan, noted by running the very code that would make them."""
+    from hostprep.host.rehearsal import Rehearsal
+
+    rehearsal = Rehearsal(host)
+    batches = []
+    for (name, facet), group in _grouped(wanted).items():
+        start = len(rehearsal.steps)
+        check, finish = fixable(checks[name]), finisher(checks[name])
+        changes = [p.change for p in group if not p.refused]
+        assert check is not None
+        if changes:
+            try:
+                check.apply(rehearsal, changes)
+                if finish and facet is Facet.NEXT_BOOT:
+                    finish(rehearsal)
+            except HostprepError as e:
+                group = [p._replace(refused=p.refused or str(e)) for p in group]
+        batches.append(Batch(name, facet, group, rehearsal.steps[start:]))
+    return batches
+
+
+def _grouped(wanted: Iterable[Planned]) -> dict[tuple[str, Facet], list[Planned]]:
+    groups: dict[tuple[str, Facet], list[Planned]] = {}
+    for item in wanted:
+        groups.setdefault((item.change.check, item.change.facet), []).append(item)
+    return groups

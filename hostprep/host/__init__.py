@@ -1,0 +1,346 @@
+"""The host: the only door to the machine. Whoever reads, writes or runs anything there goes through it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import errno
+import fnmatch
+import os
+import stat
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+from hostprep import files
+from hostprep.errors import HostError
+from hostprep.host import process
+from hostprep.model import Unknown
+
+Runner = Callable[[Sequence[str], float, bytes], str]
+T = TypeVar("T")
+READ_LIMIT = 8 * 1024 * 1024  # bytes; /proc and configuration files are far below it
+
+
+class FileState(NamedTuple):
+    """A configuration file as it is: enough to put it back. `kind` is file, link, directory or absent."""
+
+    kind: str
+    data: bytes = b""  # the content of a file, the target of a link
+    mode: int = 0o644
+    uid: int = 0
+    gid: int = 0
+
+
+ABSENT = FileState("absent")
+
+
+class Space(NamedTuple):
+    """Room of a mounted file system, in bytes."""
+
+    size: int
+    available: int  # to users without privilege
+
+
+class Host:
+    """Paths are absolute as on the real host; `root` decides where they really are.
+
+    Every method raises HostError, with the path and the reason, when the host would not answer.
+    """
+
+    rehearsing = False  # are changes only noted, not made?
+
+    def __init__(self, root: str = "/", run: Runner = process.run) -> None:
+        self.root = root.rstrip("/")
+        self._run = run
+        self._keep: Callable[[str, FileState, FileState | None], None] | None = None
+
+    # -- looking ------------------------------------------------------------------------------
+
+    def real(self, path: str) -> str:
+        """Where a path of the host really is; symbolic links are followed within the root."""
+        return self.root + path if not self.root else _inside(self.root, path)
+
+    def read(self, path: str) -> str | None:
+        """The text of a file, stripped of white space around it; None when there is no such file."""
+        data = self.read_bytes(path)
+        return None if data is None else data.decode(errors="replace").strip()
+
+    def read_bytes(self, path: str) -> bytes | None:
+        """The content of a file; None when there is no such file."""
+        try:
+            # O_NONBLOCK: a FIFO where a file should be must not hold us up
+            fd = os.open(self.real(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as e:
+            if e.errno in (errno.ENOENT, errno.ENOTDIR):
+                return None
+            raise _host_error(path, e) from e
+        try:
+            parts = []
+            size = 0
+            while chunk := os.read(fd, 65536):
+                parts.append(chunk)
+                size += len(chunk)
+                if size > READ_LIMIT:
+                    raise HostError(f"{path}: larger than {READ_LIMIT} bytes: not what hostprep expects there")
+            return b"".join(parts)
+        except OSError as e:
+            raise _host_error(path, e) from e
+        finally:
+            os.close(fd)
+
+    def number(self, path: str) -> int:
+        """The whole number that a kernel attribute holds. Missing or garbled is a HostError."""
+        text = self.read(path)
+        if text is None:
+            raise HostError(f"{path}: not there")
+        try:
+            return int(text, 0)
+        except ValueError:
+            raise HostError(f"{path}: not a number: {process.clean(text, 60)!r}") from None
+
+    def list(self, path: str) -> list[str]:
+        """The sorted names in a directory; none when it is not there."""
+        try:
+            return sorted(os.listdir(self.real(path)))
+        except OSError as e:
+            if e.errno in (errno.ENOENT, errno.ENOTDIR):
+                return []
+            raise _host_error(path, e) from e
+
+    def glob(self, pattern: str) -> list[str]:
+        """The sorted absolute paths that match; `*` and `?` within one component."""
+        found = [""]
+        for part in pattern.strip("/").split("/"):
+            if any(c in part for c in "*?["):
+                found = [
+                    f"{base}/{name}"
+                    for base in found
+                    for name in self.list(base or "/")
+                    if fnmatch.fnmatchcase(name, part)
+                ]
+            else:
+                found = [f"{base}/{part}" for base in found]
+        return [path for path in found if self.exists(path)]
+
+    def exists(self, path: str) -> bool:
+        """Is there anything of that name, be it a link that leads nowhere?"""
+        return self.state_kind(path) != "absent"
+
+    def link(self, path: str) -> str | None:
+        """Where a symbolic link points, as written; None when there is no link."""
+        try:
+            return os.readlink(self._real_link(path))
+        except OSError as e:
+            if e.errno in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL):
+                return None
+            raise _host_error(path, e) from e
+
+    def state_kind(self, path: str) -> str:
+        try:
+            mode = os.lstat(self._real_link(path)).st_mode
+        except OSError as e:
+            if e.errno in (errno.ENOENT, errno.ENOTDIR):
+                return "absent"
+            raise _host_error(path, e) from e
+        return "link" if stat.S_ISLNK(mode) else "directory" if stat.S_ISDIR(mode) else "file"
+
+    def state(self, path: str) -> FileState:
+        """A file or link as it is now, whole."""
+        kind = self.state_kind(path)
+        if kind == "absent":
+            return ABSENT
+        try:
+            info = os.lstat(self._real_link(path))
+        except OSError as e:
+            raise _host_error(path, e) from e
+        data = b""
+        if kind == "link":
+            data = (self.link(path) or "").encode()
+        elif kind == "file":
+            data = self.read_bytes(path) or b""
+        return FileState(kind, data, stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
+
+    def resolve(self, path: str) -> str:
+        """The path with all symbolic links followed, as seen from within the host."""
+        if not self.root:
+            return os.path.realpath(path)
+        return _inside(self.root, path).removeprefix(self.root) or "/"
+
+    def space(self, path: str) -> Space:
+        """Size and free room of the file system that holds a path. Hangs on a dead network mount."""
+        if self.root:
+            raise HostError(f"{path}: the room on it was not recorded")
+        try:
+            s = os.statvfs(path)
+        except OSError as e:
+            raise _host_error(path, e) from e
+        return Space(s.f_blocks * s.f_frsize, s.f_bavail * s.f_frsize)
+
+    def kernel(self) -> str:
+        """The running kernel's release, as `uname -r` prints it."""
+        release = self.read("/proc/sys/kernel/osrelease")
+        if release is None:
+            raise HostError("/proc/sys/kernel/osrelease: not there")
+        return release
+
+    def machine(self) -> str:
+        """The architecture, as `uname -m` prints it."""
+        if self.root:
+            return self.run("uname", "-m").strip()
+        return os.uname().machine
+
+    def clock_synchronised(self) -> bool:
+        """Does the kernel believe that its clock is disciplined?"""
+        if self.root:
+            raise HostError("clock state: was not recorded")
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        timex = (ctypes.c_long * 64)()  # modes 0: only look; larger than struct timex on any architecture
+        state = libc.adjtimex(timex)
+        if state < 0:
+            raise HostError(f"adjtimex: {os.strerror(ctypes.get_errno())}")
+        time_error = 5  # adjtimex(2): "not synchronized to a reliable server"
+        return bool(state != time_error)
+
+    def run(self, *argv: str, timeout: float = 10, stdin: bytes = b"") -> str:
+        """The stdout of a command; anything but exit 0 within `timeout` seconds is a HostError."""
+        return self._run(argv, timeout, stdin)
+
+    # -- changing -----------------------------------------------------------------------------
+
+    def write(self, path: str, text: str, timeout: float = 60) -> None:
+        """Write a kernel attribute: in place, in one write(2), and only if it is there.
+
+        A child does it: a driver may keep a writer in the kernel for ever (i40e, vfio), and we must be able
+        to say so.
+        """
+
+        def attempt_write() -> bytes:
+            try:
+                fd = os.open(self.real(path), os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+                os.write(fd, text.encode())
+                os.close(fd)
+            except OSError as e:
+                return str(e.errno).encode()
+            return b"0"
+
+        answer, _ = process.gather([(path, attempt_write)], timeout)[path]
+        if isinstance(answer, str):
+            raise HostError(f"{path}: {answer}")
+        if code := int(answer):
+            raise _host_error(path, OSError(code, os.strerror(code)))
+
+    def replace(self, path: str, data: str | bytes | None) -> None:
+        """Replace a configuration file whole, keeping its mode and owner, or remove it when data is None."""
+        if data is None:
+            self.restore(path, ABSENT)
+            return
+        path = self.resolve(path)
+        before = self.state(path)
+        content = data.encode() if isinstance(data, str) else data
+        new = before._replace(data=content) if before.kind == "file" else FileState("file", content)
+        self.restore(path, new)
+
+    def symlink(self, path: str, target: str) -> None:
+        """Make a symbolic link where nothing, or another link, is."""
+        self.restore(path, FileState("link", target.encode()))
+
+    def restore(self, path: str, state: FileState) -> None:
+        """Make a file exactly this, through one rename; directories are made and removed with it."""
+        before = self.state(path)
+        if before == state:
+            return
+        if "directory" in (before.kind, state.kind) and ABSENT not in (before, state):
+            raise HostError(f"{path}: is a directory")
+        if state.kind != "absent":
+            self.make_directory(os.path.dirname(path))
+        self.note_change(path, before, state)
+        real = self._real_link(path)
+        try:
+            if state.kind == "absent":
+                (os.rmdir if before.kind == "directory" else os.unlink)(real)
+            elif state.kind == "directory":
+                os.mkdir(real, state.mode)
+            elif state.kind == "link":
+                temporary = files.temporary_name(real)
+                if os.path.lexists(temporary):
+                    os.unlink(temporary)
+                os.symlink(state.data, temporary)
+                os.replace(temporary, real)
+            else:
+                files.replace(real, state.data, state.mode, (state.uid, state.gid) if os.geteuid() == 0 else None)
+            files.sync_directory(os.path.dirname(real))
+        except OSError as e:
+            raise _host_error(path, e) from e
+
+    def discard_leftover(self, path: str) -> None:
+        """Remove what a tool or a killed hostprep has left beside a file of the new one in the making."""
+        temporary = files.temporary_name(self._real_link(path))
+        for leftover in (temporary, f"{temporary}.new"):  # grub-mkconfig adds .new of its own
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(leftover)
+
+    def note_change(self, path: str, before: FileState, after: FileState | None) -> None:
+        """Tell whoever keeps the old files; `after` is None where a foreign tool is about to write."""
+        if self._keep is not None:
+            self._keep(path, before, after)
+
+    def keeping(self, keep: Callable[[str, FileState, FileState | None], None]) -> Host:
+        """The same host, which tells `keep` what a file was before it is changed."""
+        other = copy.copy(self)
+        other._keep = keep
+        return other
+
+    def make_directory(self, path: str) -> None:
+        """Make a directory, and those above it, where there is none."""
+        if path in ("", "/") or self.exists(path):
+            return
+        self.make_directory(os.path.dirname(path))
+        self.restore(path, FileState("directory", mode=0o755))
+
+    def _real_link(self, path: str) -> str:
+        """Like real(), but the last component is not followed."""
+        directory, name = os.path.split(path)
+        return os.path.join(self.real(directory), name) if name else self.real(path)
+
+
+def attempt(read: Callable[..., T], *args: object) -> T | Unknown:
+    """What `read` returns, or Unknown with the reason when the host would not answer."""
+    try:
+        return read(*args)
+    except HostError as e:
+        return Unknown(str(e))
+
+
+def _host_error(path: str, e: OSError) -> HostError:
+    if e.errno in (errno.EACCES, errno.EPERM) and os.geteuid() != 0:
+        return HostError(f"{path}: needs root")
+    return HostError(f"{path}: {e.strerror}")
+
+
+def _inside(root: str, path: str) -> str:
+    """Follow the links of a path as chroot(2) would, so that a recorded tree never leads to this machine's files."""
+    done: list[str] = []
+    todo = path.split("/")[::-1]
+    links = 0
+    while todo:
+        part = todo.pop()
+        if part in ("", "."):
+            continue
+        if part == "..":
+            done[-1:] = []
+            continue
+        here = "/".join([root, *done, part])
+        try:
+            target = os.readlink(here)
+        except OSError:
+            done.append(part)
+            continue
+        links += 1
+        if links > 40:
+            raise HostError(f"{path}: too many symbolic links")
+        if target.startswith("/"):
+            done = []
+        todo += target.split("/")[::-1]
+    return "/".join([root, *done])

@@ -1,0 +1,100 @@
+"""A host on which every change is noted and none is made: what `plan` shows is what `apply` would do, by the same code."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Callable
+from typing import NamedTuple
+
+from hostprep.host import ABSENT, FileState, Host
+
+
+class Step(NamedTuple):
+    """One thing that would be done: the command an admin would type, and for a file the difference."""
+
+    command: str
+    diff: str = ""
+
+
+class Rehearsal(Host):
+    """Reads go to the real host, except for what this rehearsal would have written."""
+
+    rehearsing = True
+
+    def __init__(self, host: Host) -> None:
+        self.__dict__.update(host.__dict__)
+        self._host = host
+        self._written: dict[str, FileState] = {}
+        self.steps: list[Step] = []
+
+    def read_bytes(self, path: str) -> bytes | None:
+        if (state := self._written.get(self.resolve(path))) is not None:
+            return state.data if state.kind == "file" else None
+        return self._host.read_bytes(path)
+
+    def state_kind(self, path: str) -> str:
+        return state.kind if (state := self._written.get(path)) is not None else self._host.state_kind(path)
+
+    def link(self, path: str) -> str | None:
+        if (state := self._written.get(path)) is not None:
+            return state.data.decode() if state.kind == "link" else None
+        return self._host.link(path)
+
+    def state(self, path: str) -> FileState:
+        return state if (state := self._written.get(path)) is not None else self._host.state(path)
+
+    def list(self, path: str) -> list[str]:
+        names = set(self._host.list(path))
+        for written, state in self._written.items():
+            directory, _, name = written.rpartition("/")
+            if (directory or "/") == path:
+                (names.discard if state.kind == "absent" else names.add)(name)
+        return sorted(names)
+
+    def run(self, *argv: str, timeout: float = 10, stdin: bytes = b"") -> str:
+        self.note(shlex.join(argv))
+        return ""
+
+    def note(self, command: str) -> None:
+        """Note a command without its being run; the same one is noted once."""
+        if Step(command) not in self.steps:
+            self.steps.append(Step(command))
+
+    def write(self, path: str, text: str, timeout: float = 60) -> None:
+        self.note(f"echo {shlex.quote(text)} > {path}")
+        self._written[self.resolve(path)] = FileState("file", text.encode())
+
+    def restore(self, path: str, state: FileState) -> None:
+        before = self.state(path)
+        if before == state:
+            return
+        self._written[path] = state
+        if state.kind == "link":
+            self.steps.append(Step(shlex.join(["ln", "-sfn", state.data.decode(), path])))
+        elif "link" in (before.kind, state.kind) or state.kind == "directory":
+            self.steps.append(Step(shlex.join(["rm" if state == ABSENT else "mkdir", path])))
+        else:
+            self.steps.append(Step(f"remove {path}" if state == ABSENT else f"write {path}", diff(path, before, state)))
+
+    def discard_leftover(self, path: str) -> None:
+        return
+
+    def keeping(self, keep: Callable[[str, FileState, FileState | None], None]) -> Host:
+        return self
+
+
+def diff(path: str, before: FileState, after: FileState) -> str:
+    """A unified diff of a file, as `diff -u` prints it."""
+
+    def lines(state: FileState) -> list[str]:
+        return state.data.decode(errors="replace").splitlines(keepends=True)
+
+    old, new = (path if s.kind != "absent" else "/dev/null" for s in (before, after))
+    text = "".join(
+        line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
+        for line in difflib.unified_diff(lines(before), lines(after), old, new)
+    )
+    if before.kind == after.kind == "file" and before.mode != after.mode:
+        text = f"mode {before.mode:04o} -> {after.mode:04o}\n" + text
+    return text

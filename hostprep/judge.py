@@ -1,0 +1,158 @@
+"""Deciding, without touching anything: facts + goals -> findings -> changes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+
+from hostprep import versions
+from hostprep.model import (
+    Change,
+    Desired,
+    Facet,
+    Fact,
+    Facts,
+    Finding,
+    Goals,
+    Reading,
+    Status,
+    Unknown,
+    Value,
+)
+from hostprep.quantities import show_bytes
+
+#                (met now, met after a reboot)
+TRUTH_TABLE = {
+    (True, True): Status.PASS,
+    (True, False): Status.VOLATILE,
+    (False, True): Status.PENDING,
+    (False, False): Status.FAIL,
+}
+UNSET = Fact.fixed(None)
+
+
+def met(desired: Desired, reading: Value) -> bool:
+    """Is this what is wanted? `>=` orders numbers by size and text as versions."""
+    if desired.op == "==" or reading is None:
+        return reading == desired.value and type(reading) is type(desired.value)
+    if isinstance(desired.value, str):
+        return isinstance(reading, str) and versions.compare(reading, desired.value) >= 0
+    assert isinstance(desired.value, int)
+    return isinstance(reading, int) and reading >= desired.value
+
+
+def status(fact: Fact, desired: Desired) -> Status:
+    if isinstance(fact.current, Unknown) or isinstance(fact.next_boot, Unknown):
+        return Status.UNKNOWN
+    return TRUTH_TABLE[met(desired, fact.current), met(desired, fact.next_boot)]
+
+
+def judge(check: str, facts: Facts, goals: Goals) -> Iterator[Finding]:
+    """One finding a goal. A fact that is not there is a setting that is not set."""
+    for key, desired in goals.items():
+        fact = facts.get(desired.of or key, UNSET)
+        found = status(fact, desired)
+        yield Finding(check, key, found, fact, desired, _message(found, fact, desired), _fix(check, found, desired))
+
+
+def unanswered(check: str, reason: str) -> Finding:
+    """A check that gave no facts at all."""
+    return Finding(check, "*", Status.UNKNOWN, Fact.fixed(Unknown(reason)), None, reason, _unknown_fix(reason))
+
+
+def plan(findings: Iterable[Finding]) -> list[Change]:
+    """The changes that would turn each finding into a pass, live ones before persistent ones.
+
+    Until the running system has taken a value, a power cycle is still an undo. A reading that is
+    unknown has no `before`, so what cannot be read is never written.
+    """
+    changes = [change for finding in findings for change in _changes(finding)]
+    return sorted(changes, key=lambda c: list(Facet).index(c.facet))
+
+
+def refusals(findings: Iterable[Finding], allowed: Collection[str]) -> Iterator[tuple[Change, str]]:
+    """Changes that are needed and will not be made, each with the reason."""
+    for finding in findings:
+        for change in _changes(finding):
+            if reason := refusal(change, finding.desired, allowed):
+                yield change, reason
+
+
+def refusal(change: Change, desired: Desired | None, allowed: Collection[str]) -> str:
+    """Why this change must not be made; empty when it may."""
+    if desired is None:
+        return ""
+    if change.facet is Facet.NEXT_BOOT:
+        return desired.refused_next
+    if desired.refused_now:
+        return desired.refused_now
+    if desired.disrupts and change.check not in allowed:
+        return f"{desired.disrupts} (allow it with --allow-disruption {change.check})"
+    return ""
+
+
+def show(reading: Reading, unit: str = "") -> str:
+    """A reading for a person."""
+    if isinstance(reading, Unknown):
+        return "unknown"
+    if reading is None:
+        return "not set"
+    if isinstance(reading, bool):
+        return "yes" if reading else "no"
+    if isinstance(reading, tuple):
+        return ", ".join(reading) if reading else "none"
+    if unit == "bytes" and isinstance(reading, int):
+        return show_bytes(reading)
+    return str(reading)
+
+
+def show_desired(desired: Desired | None) -> str:
+    if desired is None:
+        return "an answer"
+    return (">= " if desired.op == ">=" else "") + show(desired.value, desired.unit)
+
+
+def _changes(f: Finding) -> Iterator[Change]:
+    want, now, later = f.desired, f.fact.current, f.fact.next_boot
+    if want is None or isinstance(now, Unknown) or isinstance(later, Unknown):
+        return
+    if want.live and not met(want, now):
+        yield Change(f.check, f.key, Facet.CURRENT, now, want.value)
+    if want.persist and not met(want, later):
+        yield Change(f.check, f.key, Facet.NEXT_BOOT, later, want.value)
+
+
+def _message(found: Status, fact: Fact, desired: Desired) -> str:
+    if found is Status.PASS:
+        return ""
+    if found is Status.UNKNOWN:
+        return next(r.reason for r in fact if isinstance(r, Unknown))
+    now, later, wanted = (
+        show(fact.current, desired.unit),
+        show(fact.next_boot, desired.unit),
+        show_desired(desired),
+    )
+    if found is Status.PENDING:
+        why = f" It cannot be had at once: {desired.refused_now}." if desired.refused_now else ""
+        return f"The next boot brings what is wanted; the running system still has {now}.{why}"
+    if found is Status.VOLATILE:
+        return f"Right now as wanted, but the next boot brings {later}."
+    refused = desired.refused_next or desired.refused_now
+    return desired.means or (f"Refused: {refused}." if refused else f"Wanted {wanted}, found {now}.")
+
+
+def _fix(check: str, found: Status, desired: Desired) -> str:
+    if found is Status.PASS:
+        return ""
+    if found is Status.UNKNOWN:
+        return desired.fix
+    if found is Status.PENDING:
+        return "Reboot this host." if not desired.live or desired.refused_now else f"Reboot this host, or: hostprep apply --only {check}"
+    if desired.refused_next or (found is Status.FAIL and desired.refused_now):
+        return desired.fix
+    if desired.persist or (found is Status.FAIL and desired.live):
+        return f"hostprep apply --only {check}"
+    return desired.fix
+
+
+def _unknown_fix(reason: str) -> str:
+    return "Run hostprep as root." if "needs root" in reason else ""

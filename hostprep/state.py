@@ -1,0 +1,85 @@
+"""Where hostprep keeps what is its own: the published report, the journal, the lock."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from hostprep import files
+from hostprep.errors import NeedsRoot, OutputFailed, ReportUnusable, StateError
+from hostprep.host import Host
+from hostprep.report import Identity, Report, to_dict
+
+RUN_DIR = "/run/hostprep"
+STATE_DIR = "/var/lib/hostprep"
+
+
+def run_dir() -> str:
+    """Where the report is published: $HOSTPREP_RUN_DIR, else /run/hostprep."""
+    return os.environ.get("HOSTPREP_RUN_DIR") or RUN_DIR
+
+
+def report_path() -> str:
+    return os.path.join(run_dir(), "report.json")
+
+
+def publishes() -> bool:
+    """Does this user publish reports? root does; others where they name a directory of their own."""
+    return os.geteuid() == 0 or "HOSTPREP_RUN_DIR" in os.environ
+
+
+def identity(host: Host) -> Identity:
+    """Which host this is, and which boot of it; empty where it cannot be read."""
+
+    def text(path: str) -> str:
+        try:
+            return host.read(path) or ""
+        except Exception:  # an identity that cannot be read matches no other: the report is then not relied on
+            return ""
+
+    hostname = text("/proc/sys/kernel/hostname") or text("/etc/hostname")
+    boot_id = text("/proc/sys/kernel/random/boot_id")
+    return Identity(hostname, text("/etc/machine-id"), boot_id, text("/proc/sys/kernel/osrelease"))
+
+
+def publish(report: Report) -> str:
+    """Put the report where the cluster waits for it, by rename. When that fails, the old one is taken away."""
+    path = report_path()
+    try:
+        files.own_directory(run_dir())
+        data = json.dumps(to_dict(report), indent=1).encode() + b"\n"
+        files.replace(path, data, 0o644)
+    except (OSError, StateError) as e:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        reason = e.strerror if isinstance(e, OSError) else str(e)
+        raise OutputFailed(f"{path}: the report could not be published: {reason}", getattr(e, "hint", "")) from e
+    return path
+
+
+def published() -> Any:
+    """The report that was published last, as data. Raises ReportUnusable."""
+    path = report_path()
+    again = "Make one: hostprep check (as root)"
+    if os.geteuid() == 0 and os.path.exists(path) and (why := files.untrusted(path)):
+        raise ReportUnusable(f"{path} is not to be trusted: {why}", again)
+    try:
+        with open(path, "rb") as f:
+            return json.load(f)
+    except FileNotFoundError:
+        raise ReportUnusable(f"there is no report at {path}", again) from None
+    except (OSError, ValueError) as e:
+        raise ReportUnusable(f"{path}: cannot be read: {e}", again) from e
+
+
+@contextlib.contextmanager
+def changing() -> Iterator[str]:
+    """The journal's path, with nobody else changing this host. Raises NeedsRoot, Busy or StateError."""
+    if os.geteuid() != 0:
+        raise NeedsRoot("changing a host needs root", "Run it again with sudo.")
+    folder = files.own_directory(os.environ.get("HOSTPREP_STATE_DIR") or STATE_DIR)
+    with files.lock(os.path.join(folder, "lock")):
+        yield os.path.join(folder, "journal")
