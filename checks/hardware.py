@@ -22,7 +22,7 @@ from __future__ import annotations
 from hostprep import bootloader
 from hostprep.errors import HostError
 from hostprep.host import Host, attempt
-from hostprep.model import Desired, Fact, Facts, Goals, Reading, Section, Unknown
+from hostprep.model import Desired, Fact, Facts, Goals, Section, Unknown
 from hostprep.quantities import BYTES_PATTERN, parse_bytes
 
 NAME = "hardware"
@@ -57,8 +57,10 @@ CPUS = "/sys/devices/system/cpu"
 NODES = "/sys/devices/system/node"
 ETHERNET = "1"  # ARPHRD_ETHER
 # File systems that a disk, or a disk of another machine, is behind. A network one may hang and is not asked.
-LOCAL = frozenset("ext2 ext3 ext4 xfs btrfs zfs f2fs jfs reiserfs bcachefs overlay tmpfs".split())
-NO_ROOM = frozenset({"/dev", "/run", "/dev/shm", "/sys/fs/cgroup"})
+LOCAL = frozenset(
+    ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "reiserfs", "bcachefs", "overlay", "tmpfs")
+)
+NOT_FOR_FILES = ("/dev", "/run", "/sys")  # tmpfs there is the system's own
 
 
 def inspect(host: Host) -> Facts:
@@ -142,9 +144,13 @@ def _memory(host: Host) -> int:
 def _ethernet(host: Host) -> int:
     """Ports with a device behind them; a virtual function is not a port."""
     ports = 0
-    for name in host.list("/sys/class/net"):
+    for name in host.names("/sys/class/net"):
         port = f"/sys/class/net/{name}"
-        if host.read(f"{port}/type") == ETHERNET and host.exists(f"{port}/device") and not host.exists(f"{port}/device/physfn"):
+        if (
+            host.read(f"{port}/type") == ETHERNET
+            and host.exists(f"{port}/device")
+            and not host.exists(f"{port}/device/physfn")
+        ):
             ports += 1
     return ports
 
@@ -163,16 +169,22 @@ def _machine(host: Host) -> str:
     if "hypervisor" in flags.split() or host.exists("/sys/hypervisor/type"):
         return "vm"
     vendor = f"{host.read('/sys/class/dmi/id/sys_vendor')} {host.read('/sys/class/dmi/id/product_name')}"
-    return "vm" if any(name in vendor for name in ("QEMU", "KVM", "VMware", "VirtualBox", "Virtual Machine")) else "physical"
+    return (
+        "vm"
+        if any(name in vendor for name in ("QEMU", "KVM", "VMware", "VirtualBox", "Virtual Machine"))
+        else "physical"
+    )
 
 
 def _mounts(host: Host) -> list[str]:
-    """Mount points of local file systems, as mountinfo lists them (proc(5)); of several on one point the last counts."""
+    """Mount points of local file systems, by mountinfo (proc(5)); of several on one point the last counts."""
     mounts: dict[str, str] = {}
     for line in (host.read("/proc/self/mountinfo") or "").splitlines():
         head, _, tail = line.partition(" - ")
         where = head.split()[4].replace(r"\040", " ")
         mounts[where] = tail.split()[0] if tail else ""
     return sorted(
-        where for where, kind in mounts.items() if kind in LOCAL and not (kind == "tmpfs" and where in NO_ROOM)
+        where
+        for where, kind in mounts.items()
+        if kind in LOCAL and not (kind == "tmpfs" and where.startswith(NOT_FOR_FILES))
     )

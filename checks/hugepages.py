@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from hostprep import bootloader, hugetlb
 from hostprep.errors import ChangeFailed
@@ -47,7 +48,11 @@ SCHEMA = {
     "properties": {
         "default": {**_SIZE, "description": "the default page size, such as 1GiB"},
         "free": {"const": "all", "description": "nobody uses any page yet"},
-        "keep": {"type": ["string", "integer"], "pattern": BYTES_PATTERN, "description": "memory left to the host, such as 4GiB"},
+        "keep": {
+            "type": ["string", "integer"],
+            "pattern": BYTES_PATTERN,
+            "description": "memory left to the host, such as 4GiB",
+        },
         "mounts": {
             "description": "where hugetlbfs is mounted, by page size",
             "type": "object",
@@ -60,7 +65,12 @@ SCHEMA = {
             "description": "a number of pages, or numbers by NUMA node: {0: 16, 1: 16}",
             "anyOf": [
                 _COUNT,
-                {"type": "object", "patternProperties": {r"^[0-9]+$": _COUNT}, "additionalProperties": False, "minProperties": 1},
+                {
+                    "type": "object",
+                    "patternProperties": {r"^[0-9]+$": _COUNT},
+                    "additionalProperties": False,
+                    "minProperties": 1,
+                },
             ],
         }
     },
@@ -74,6 +84,20 @@ TMPFILES_DIRS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/local/lib/tmpfiles.
 SYSCTL_DIRS = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d")
 COUNTERS = {"free": "free_hugepages", "reserved": "resv_hugepages", "surplus": "surplus_hugepages"}
 UNITS = "/etc/systemd/system"
+MOUNT_UNIT = """\
+# Written by hostprep (check hugepages); `hostprep revert` takes it back.
+[Unit]
+Description=Huge pages of {size}
+
+[Mount]
+What=hugetlbfs
+Where={where}
+Type=hugetlbfs
+Options=pagesize={size}
+
+[Install]
+WantedBy=local-fs.target
+"""
 GROW_S = 30.0  # how long apply keeps asking the kernel for pages that it has not granted yet
 FLAGS = {1024 * 1024: "pdpe1gb", 2048: "pse"}  # x86; arm64 has no flags for it
 
@@ -84,7 +108,7 @@ FLAGS = {1024 * 1024: "pdpe1gb", 2048: "pse"}  # x86; arm64 has no flags for it
 def inspect(host: Host) -> Facts:
     memory = _meminfo(host)
     boot = attempt(bootloader.read, host)
-    usual = memory["Hugepagesize"] if "Hugepagesize" in memory else 2048
+    usual = memory.get("Hugepagesize", 2048)
     later = _next_boot(host, boot, usual)
     facts: dict[str, Fact] = {}
     for kib in _sizes(host):
@@ -104,37 +128,33 @@ def inspect(host: Host) -> Facts:
     return facts
 
 
-class _Later:
+class _Later(NamedTuple):
     """What the next boot asks for: page size in KiB and node (None: the whole host) -> pages."""
 
-    def __init__(self) -> None:
-        self.pages: dict[tuple[int, int | None], int] = {}
-        self.known = True  # are the kernel arguments known?
-        self.why = ""
+    pages: dict[tuple[int, int | None], int]
+    known: bool  # are the kernel arguments known?
 
 
 def _next_boot(host: Host, boot: bootloader.Boot | Unknown, usual: int) -> _Later:
-    later = _Later()
     words = boot if isinstance(boot, Unknown) else boot.later
-    if isinstance(words, Unknown):
-        later.known, later.why = False, words.reason
-    else:
+    later = _Later({}, known=not isinstance(words, Unknown))
+    if not isinstance(words, Unknown):
         asked = hugetlb.asked(words, usual)
         for kib, count in asked.pages.items():
             later.pages[kib, None] = count
-        for kib, nodes in asked.by_node.items():
-            later.pages |= {(kib, node): count for node, count in nodes.items()}
-    if (count := _sysctl(host)) is not None:
+        for kib, by_node in asked.by_node.items():
+            later.pages.update({(kib, node): count for node, count in by_node.items()})
+    if (ruled := _sysctl(host)) is not None:
         default = usual if isinstance(words, Unknown) else hugetlb.asked(words, usual).default or usual
-        later.pages[default, None] = count
+        later.pages[default, None] = ruled
     for path, count in _tmpfiles(host).items():
         if path.startswith(POOLS):
             later.pages[_kib_of(path), None] = count
         elif path.startswith(NODES):
             later.pages[_kib_of(path), int(path.split("/node")[2].split("/")[0])] = count
     for kib in {kib for kib, node in later.pages if node is not None}:
-        nodes = sum(count for (k, node), count in later.pages.items() if k == kib and node is not None)
-        later.pages[kib, None] = max(nodes, later.pages.get((kib, None), 0))
+        on_nodes = sum(count for (k, node), count in later.pages.items() if k == kib and node is not None)
+        later.pages[kib, None] = max(on_nodes, later.pages.get((kib, None), 0))
     return later
 
 
@@ -238,16 +258,18 @@ def _mounts_at_boot(host: Host) -> Iterator[tuple[str, str]]:
         if len(fields) >= 4 and not line.lstrip().startswith("#") and fields[2] == "hugetlbfs":
             yield fields[1], fields[3]
     for folder in (UNITS, "/usr/lib/systemd/system"):
-        for path in host.glob(f"{folder}/*.mount"):
-            unit = dict(line.partition("=")[::2] for line in (host.read(path) or "").splitlines() if "=" in line)
-            name = path.rpartition("/")[2]
+        for name in host.names(folder):
+            text = host.read(f"{folder}/{name}") if name.endswith(".mount") else None
+            if text is None or "hugetlbfs" not in text:
+                continue
+            unit = dict(line.partition("=")[::2] for line in text.splitlines() if "=" in line)
             wanted = host.glob(f"{UNITS}/*.wants/{name}") or host.glob(f"/usr/lib/systemd/system/*.wants/{name}")
             if unit.get("Type") == "hugetlbfs" and wanted:
                 yield unit.get("Where", ""), unit.get("Options", "")
 
 
 def _sysctl(host: Host) -> int | None:
-    """vm.nr_hugepages as systemd-sysctl will leave it. It reads /etc/sysctl.conf only where a link in sysctl.d leads there."""
+    """vm.nr_hugepages as systemd-sysctl will leave it; /etc/sysctl.conf counts where a link in sysctl.d leads there."""
     count = None
     for path in _drop_ins(host, SYSCTL_DIRS):
         for line in (host.read(path) or "").splitlines():
@@ -263,7 +285,12 @@ def _tmpfiles(host: Host) -> dict[str, int]:
     for path in _drop_ins(host, TMPFILES_DIRS):
         for line in (host.read(path) or "").splitlines():
             fields = line.split()
-            if len(fields) >= 7 and fields[0].rstrip("+!-") == "w" and fields[1].endswith("/nr_hugepages") and fields[6].isdigit():
+            if (
+                len(fields) >= 7
+                and fields[0].rstrip("+!-") == "w"
+                and fields[1].endswith("/nr_hugepages")
+                and fields[6].isdigit()
+            ):
                 counts.setdefault(fields[1], int(fields[6]))
     return counts
 
@@ -272,7 +299,7 @@ def _drop_ins(host: Host, folders: Sequence[str]) -> list[str]:
     """The files that systemd reads, by name; one in an earlier folder hides those of the same name in later ones."""
     chosen: dict[str, str] = {}
     for folder in folders:
-        for name in host.list(folder):
+        for name in host.names(folder):
             if name.endswith(".conf"):
                 chosen.setdefault(name, f"{folder}/{name}")
     return [chosen[name] for name in sorted(chosen)]
@@ -308,7 +335,9 @@ def decide(facts: Facts, want: Section) -> Goals:
                 refused_now=refused_now or short,
                 refused_next=refused_next or short,
                 means=missing,
-                fix=f"Ask for fewer pages, or for less to keep: at present {show_bytes(least)}." if refused_next else "",
+                fix=f"Ask for fewer pages, or for less to keep: at present {show_bytes(least)}."
+                if refused_next
+                else "",
             )
         if want.get("free") == "all":
             goals |= _all_free(size, sum(count for _, count in _by_place(size, wanted)))
@@ -474,9 +503,5 @@ def _persist_mount(host: Host, change: Change) -> None:
         host.replace(f"{UNITS}/local-fs.target.wants/{name}", None)
         return
     size = hugetlb.argument_size(page_size_kib(change.key.partition("/")[2]))
-    host.replace(
-        f"{UNITS}/{name}",
-        f"# Written by hostprep (check hugepages); `hostprep revert` takes it back.\n[Unit]\nDescription=Huge pages of {size}\n\n"
-        f"[Mount]\nWhat=hugetlbfs\nWhere={where}\nType=hugetlbfs\nOptions=pagesize={size}\n\n[Install]\nWantedBy=local-fs.target\n",
-    )
+    host.replace(f"{UNITS}/{name}", MOUNT_UNIT.format(size=size, where=where))
     host.symlink(f"{UNITS}/local-fs.target.wants/{name}", f"{UNITS}/{name}")

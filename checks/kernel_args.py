@@ -38,9 +38,9 @@ finish = bootloader.regenerate
 
 # Parameters that are meant to stand more than once: each word of them is a setting of its own.
 REPEATED = (
-    "console earlycon earlyprintk ip pci memmap module_blacklist modprobe.blacklist dyndbg nameserver acpi_osi "
-    "systemd.mask systemd.wants systemd.setenv"
-).split()
+    *("console", "earlycon", "earlyprintk", "ip", "pci", "memmap", "module_blacklist", "modprobe.blacklist"),
+    *("dyndbg", "nameserver", "acpi_osi", "systemd.mask", "systemd.wants", "systemd.setenv"),
+)
 _WORD = r'[^\s"=\x00-\x1f]+=[^"\x00-\x1f]*'
 _NAME = r'[^\s"=\x00-\x1f]+'
 _WORDS = {
@@ -57,7 +57,7 @@ _UNWANTED = {
     **_WORDS,
     "items": {
         "type": "string",
-        "pattern": f"^({_NAME}|({'|'.join(REPEATED)}|rd[.]{_NAME})=[^\"\\x00-\\x1f]*)$(?!\\n)",
+        "pattern": f'^({_NAME}|({"|".join(REPEATED)}|rd[.]{_NAME})=[^"\\x00-\\x1f]*)$(?!\\n)',
         "description": "the NAME of a parameter, or NAME=VALUE of one that may be repeated (console, pci, ...)",
     },
 }

@@ -34,13 +34,12 @@ SCHEMA = {"description": "Swap, now and after the next boot.", "enum": ["disable
 
 FSTAB = "/etc/fstab"
 UNITS = "/etc/systemd/system"
-UNIT_DIRS = (UNITS, "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
+UNIT_DIRS = (UNITS, "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system")
 GENERATOR_DIRS = (
     "/run/systemd/system-generators",
     "/etc/systemd/system-generators",
     "/usr/local/lib/systemd/system-generators",
     "/usr/lib/systemd/system-generators",
-    "/lib/systemd/system-generators",
 )
 ZRAM_CONFIGS = tuple(f"{d}/systemd/zram-generator.conf" for d in ("/run", "/etc", "/usr/local/lib", "/usr/lib"))
 SERVICES = ("zramswap.service", "dphys-swapfile.service", "swapspace.service")
@@ -109,8 +108,8 @@ def _pulled_in_by_swap_target(host: Host) -> list[str]:
 
 def _systemd_version(host: Host) -> int:
     """The version of systemd by its private library; 0 where that does not tell."""
-    for folder in ("/usr/lib/systemd", "/lib/systemd", "/usr/lib/x86_64-linux-gnu/systemd", "/usr/lib/aarch64-linux-gnu/systemd"):
-        for name in host.list(folder):
+    for folder in ("/usr/lib/systemd", "/usr/lib/x86_64-linux-gnu/systemd", "/usr/lib/aarch64-linux-gnu/systemd"):
+        for name in host.names(folder):
             if match := re.match(r"libsystemd-shared-(\d+)", name):
                 return int(match[1])
     return 0
@@ -139,12 +138,14 @@ def _gpt_swaps(host: Host) -> list[str]:
         number = host.read(f"/sys/class/block/{name}/dev")
         record = host.read(f"/run/udev/data/b{number}")
         if record is None:
-            raise HostError(f"cannot tell what the partition {name} is: udev has no record of it (/run/udev/data/b{number})")
+            raise HostError(
+                f"cannot tell what the partition {name} is: udev has no record of it (/run/udev/data/b{number})"
+            )
         fields = dict(line[2:].partition("=")[::2] for line in record.splitlines() if line.startswith("E:"))
         flags = int(fields.get("ID_PART_ENTRY_FLAGS", "0"), 0)
-        if fields.get("ID_PART_ENTRY_TYPE", "").lower() == GPT_SWAP and not flags & GPT_NO_AUTO:
-            if not _masked(host, _unit_name(f"/dev/{name}")):
-                found.append(f"/dev/{name}")
+        wanted = fields.get("ID_PART_ENTRY_TYPE", "").lower() == GPT_SWAP and not flags & GPT_NO_AUTO
+        if wanted and not _masked(host, _unit_name(f"/dev/{name}")):
+            found.append(f"/dev/{name}")
     return found
 
 
@@ -177,16 +178,15 @@ def _enabled(host: Host, name: str) -> bool:
 
 
 def _masked(host: Host, unit: str) -> bool:
-    """A unit is masked by a link to /dev/null, or by an empty file, in the first directory that has it."""
-    for folder in UNIT_DIRS[:2]:
-        if host.link(f"{folder}/{unit}") == "/dev/null":
-            return True
-    return False
+    """Is a unit masked, by a link to /dev/null in /etc or /run?"""
+    return any(host.link(f"{folder}/{unit}") == "/dev/null" for folder in UNIT_DIRS[:2])
 
 
 def _unit_name(device: str) -> str:
     """`/dev/disk/by-label/a b` as systemd-escape(1) --path --suffix=swap has it."""
-    escaped = "".join(c if c.isalnum() or c in ":_./" else "".join(f"\\x{b:02x}" for b in c.encode()) for c in device.strip("/"))
+    escaped = "".join(
+        c if c.isalnum() or c in ":_./" else "".join(f"\\x{b:02x}" for b in c.encode()) for c in device.strip("/")
+    )
     return escaped.replace("/", "-") + ".swap"
 
 
@@ -195,7 +195,8 @@ def _unit_name(device: str) -> str:
 
 def decide(facts: Facts, want: Section) -> Goals:
     used, available = facts["used"].current, facts["memory-available"].current
-    assert isinstance(used, int) and isinstance(available, int)
+    assert isinstance(used, int)
+    assert isinstance(available, int)
     refused = ""
     if used + MARGIN > available:
         refused = (
@@ -210,7 +211,9 @@ def decide(facts: Facts, want: Section) -> Goals:
             refused_now=refused,
             refused_next=f"{fixed[0]} is a kernel argument" if fixed else "",
             means=_meaning(facts["devices"]),
-            fix="Take it out in the profile: kernel_args: {unset: [systemd.swap_extra]}" if fixed else "Free memory first, or reboot.",
+            fix="Take it out in the profile: kernel_args: {unset: [systemd.swap_extra]}"
+            if fixed
+            else "Free memory first, or reboot.",
         )
     }
 
@@ -219,7 +222,11 @@ def _meaning(devices: Fact) -> str:
     if isinstance(devices.current, Unknown) or isinstance(devices.next_boot, Unknown):
         return ""
     now = "Swap is on" if devices.current else "Swap is off"
-    return f"{now}, and the next boot turns it on again." if devices.next_boot else f"{now}, and nothing turns it on at the next boot."
+    return (
+        f"{now}, and the next boot turns it on again."
+        if devices.next_boot
+        else f"{now}, and nothing turns it on at the next boot."
+    )
 
 
 # -- changing -------------------------------------------------------------------------------------
@@ -279,7 +286,9 @@ def _mask(host: Host, path: str, masked: bool) -> None:
             host.replace(path, None)
         return
     if host.state_kind(path) == "file":
-        raise ChangeFailed(f"{path} is a file of this site's own, so it cannot be masked", "Disable it, then try again.")
+        raise ChangeFailed(
+            f"{path} is a file of this site's own, so it cannot be masked", "Disable it, then try again."
+        )
     host.symlink(path, "/dev/null")
 
 

@@ -62,7 +62,13 @@ SCHEMA = {
 }
 
 LOAD_DIRS = ("/etc/modules-load.d", "/run/modules-load.d", "/usr/local/lib/modules-load.d", "/usr/lib/modules-load.d")
-BLACKLIST_DIRS = ("/etc/modprobe.d", "/run/modprobe.d", "/usr/local/lib/modprobe.d", "/usr/lib/modprobe.d", "/lib/modprobe.d")
+BLACKLIST_DIRS = (
+    "/etc/modprobe.d",
+    "/run/modprobe.d",
+    "/usr/local/lib/modprobe.d",
+    "/usr/lib/modprobe.d",
+    "/lib/modprobe.d",
+)
 LOADED = "loaded"
 BUILT_IN = "built-in"
 
@@ -147,20 +153,20 @@ def _built_in(host: Host) -> list[str]:
     if text is not None:
         return sorted({_module(line.rpartition("/")[2].partition(".ko")[0]) for line in text.splitlines()})
     loaded = _loaded(host)
-    return sorted({_module(name) for name in host.list("/sys/module")} - loaded)
+    return sorted({_module(name) for name in host.names("/sys/module")} - loaded)
 
 
 def _come_back(host: Host, loaded: set[str]) -> set[str]:
     """Modules that the next boot will load again: named somewhere, driving a device, or needed by one of those."""
     named = set()
-    for path in ["/etc/modules", *(f"{folder}/{name}" for folder in LOAD_DIRS for name in host.list(folder))]:
+    for path in ["/etc/modules", *(f"{folder}/{name}" for folder in LOAD_DIRS for name in host.names(folder))]:
         lines = (host.read(path) or "").splitlines()
         named |= {_module(line.split()[0]) for line in lines if line.strip() and line.lstrip()[0] not in "#;"}
     for word in re.findall(r"modules[-_]load=(\S+)", host.read("/proc/cmdline") or ""):
         named |= {_module(name) for name in word.split(",")}
-    driving = {name for name in loaded if host.list(f"/sys/module/{name}/drivers")} - _blacklisted(host)
+    driving = {name for name in loaded if host.names(f"/sys/module/{name}/drivers")} - _blacklisted(host)
     lasting = named | driving
-    users = {name: set(host.list(f"/sys/module/{name}/holders")) for name in loaded}
+    users = {name: set(host.names(f"/sys/module/{name}/holders")) for name in loaded}
     while needed := {name for name in loaded - lasting if users[name] & lasting}:
         lasting |= needed
     return lasting
@@ -169,7 +175,7 @@ def _come_back(host: Host, loaded: set[str]) -> set[str]:
 def _blacklisted(host: Host) -> set[str]:
     names = set()
     for folder in BLACKLIST_DIRS:
-        for file in host.list(folder):
+        for file in host.names(folder):
             if file.endswith(".conf"):
                 for match in re.finditer(r"^\s*blacklist\s+(\S+)", host.read(f"{folder}/{file}") or "", re.M):
                     names.add(_module(match[1]))

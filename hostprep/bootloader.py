@@ -10,7 +10,6 @@ Arguments are kept as ordered words without their quotes. Order matters, and so 
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -68,6 +67,8 @@ def container(host: Host) -> str:
     """The kind of container that this is; '' on a machine of its own."""
     if kind := host.read("/run/systemd/container"):
         return kind
+    if host.read("/proc/2/comm") == "kthreadd":
+        return ""  # kernel threads are seen only outside; a VM made from a container image has its marks too
     for path, kind in (("/.dockerenv", "docker"), ("/run/.containerenv", "podman")):
         if host.exists(path):
             return kind
@@ -84,7 +85,7 @@ def _no_loader(host: Host) -> str:
 
 
 def split(cmdline: str) -> tuple[str, ...]:
-    """The words of a kernel command line as the kernel splits them: `"` quotes, `--` ends (kernel/params.c, next_arg)."""
+    """The words of a command line as the kernel splits them: `"` quotes, `--` ends (kernel/params.c, next_arg)."""
     words: list[str] = []
     for match in re.finditer(r'(?:[^\s"]|"[^"]*(?:"|$))+', cmdline):
         if match[0] == "--":
@@ -132,7 +133,9 @@ def _grub_default(script: str, env: dict[str, str]) -> tuple[str, tuple[str, ...
         _, _, wanted = wanted.partition(">")
         entry = _choose(entry.children, wanted)
     if entry.words is None:
-        return entry.title, Unknown(f"grub.cfg: the entry {entry.title!r} starts no Linux kernel that hostprep can read")
+        return entry.title, Unknown(
+            f"grub.cfg: the entry {entry.title!r} starts no Linux kernel that hostprep can read"
+        )
     return entry.title, entry.words
 
 
@@ -189,6 +192,8 @@ def _parse_menu(script: str, env: dict[str, str]) -> tuple[_Entry, ...]:
 
 def _words(line: str, variables: dict[str, str], menu: bool = False) -> tuple[str, ...]:
     """The words of a line of GRUB script, quotes taken off and known variables put in."""
+    import shlex  # only where there is a grub.cfg to read
+
     text = line if menu else _expand(line, variables)
     lexer = shlex.shlex(text, posix=True, punctuation_chars=False)
     lexer.whitespace_split = True
@@ -221,7 +226,9 @@ def _bls_entries(host: Host) -> list[_BlsEntry]:
         entries.append(_BlsEntry(path, path.rpartition("/")[2].removesuffix(".conf"), " ".join(options)))
     ordered: list[_BlsEntry] = []
     for entry in entries:
-        place = next((i for i, other in enumerate(ordered) if versions.compare(entry.name, other.name) > 0), len(ordered))
+        place = next(
+            (i for i, other in enumerate(ordered) if versions.compare(entry.name, other.name) > 0), len(ordered)
+        )
         ordered.insert(place, entry)
     return ordered
 
@@ -247,6 +254,8 @@ def _resolved(options: str, env: dict[str, str], script: str) -> tuple[str, ...]
 
 def owned(host: Host, owner: str) -> dict[str, tuple[str, ...]]:
     """What this owner has set in its own file: parameter -> its words (none: taken off every source)."""
+    import shlex
+
     settings: dict[str, tuple[str, ...]] = {}
     for line in (_own_text(host, owner) or "").splitlines():
         if line.startswith("# sets "):
@@ -256,7 +265,7 @@ def owned(host: Host, owner: str) -> dict[str, tuple[str, ...]]:
 
 
 def put(host: Host, owner: str, settings: dict[str, tuple[str, ...]]) -> None:
-    """Make these the owner's parameters for the next boot: each with the words that set it, or with none to take it off.
+    """Make these the owner's parameters for the next boot: each with the words that set it, or none to take it off.
 
     A parameter may be an exact word, `console=ttyS0`, of those that are meant to be repeated. Words of these
     parameters are taken out of every other source. For GRUB the result counts once regenerate() has run.
@@ -332,6 +341,8 @@ def _shell(owner: str, settings: dict[str, tuple[str, ...]]) -> str:
     They go to GRUB_CMDLINE_LINUX_DEFAULT: the recovery entry then boots without them, which is the way out
     when a reservation was too large.
     """
+    import shlex
+
     run = [word for words in settings.values() for word in words]
     patterns = "|".join(p for name in settings for p in _patterns(name))
     sets = "".join(f"# sets {shlex.join([name, *words])}\n" for name, words in settings.items())
@@ -358,6 +369,8 @@ unset -f hostprep_without
 
 def _patterns(name: str) -> list[str]:
     """`case` patterns for the words of one parameter; an exact word is its own pattern."""
+    import shlex
+
     if "=" in name:
         return [shlex.quote(name)]
     spelled = "[-_]".join(shlex.quote(part) if part else "" for part in re.split("[-_]", name))

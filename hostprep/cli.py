@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from hostprep import __version__, commands, engine, registry
+from hostprep.errors import UsageError
 from hostprep.quantities import parse_duration
 from hostprep.render import FORMATS
 from hostprep.report import EXIT_CODES, exit_code
-from hostprep.errors import UsageError
+
+if TYPE_CHECKING:  # generic for the type checker since click 8.4, never at run time
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-class Duration(click.ParamType):
+class Duration(_ParamType):
     """Seconds, from 90s, 10m, 1h30m, 2d."""
 
     name = "duration"
@@ -42,7 +47,7 @@ class Duration(click.ParamType):
             self.fail(str(e), param, ctx)
 
 
-class CheckName(click.ParamType):
+class CheckName(_ParamType):
     """The name of a check, completed by the shell."""
 
     name = "check"
@@ -53,7 +58,7 @@ class CheckName(click.ParamType):
         return [CompletionItem(name) for name in registry.names() if name.startswith(incomplete)]
 
 
-class ProfileName(click.ParamType):
+class ProfileName(_ParamType):
     """A profile's name or file, completed by the shell."""
 
     name = "name|file"
@@ -78,16 +83,49 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 _selection = _options(
-    click.option("--profile", type=ProfileName(), help="A profile's name or file. Default: /etc/hostprep/profile.yaml, else baseline."),
-    click.option("--only", multiple=True, type=CheckName(), help="Look at this check only. May be given more than once."),
-    click.option("--deadline", type=Duration(), default=f"{engine.DEADLINE:g}", show_default=True, help="How long all checks together may take."),
+    click.option(
+        "--profile",
+        type=ProfileName(),
+        help="A profile's name or file. Default: /etc/hostprep/profile.yaml, else baseline.",
+    ),
+    click.option(
+        "--only", multiple=True, type=CheckName(), help="Look at this check only. May be given more than once."
+    ),
+    click.option(
+        "--deadline",
+        type=Duration(),
+        default=f"{engine.DEADLINE:g}",
+        show_default=True,
+        help="How long all checks together may take.",
+    ),
 )
-_format = click.option("--format", "output_format", type=click.Choice(list(FORMATS)), default="text", show_default=True, help="How to say it.")
-_plan_format = click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to say it.")
+_format = click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(list(FORMATS)),
+    default="text",
+    show_default=True,
+    help="How to say it.",
+)
+_plan_format = click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How to say it.",
+)
 _output = click.option("--output", metavar="FILE", help="Write the answer to FILE, whole or not at all.")
 _root = click.option("--root", metavar="DIR", help="Look at the host recorded in DIR instead of this one.")
 _publish = click.option("--no-publish", is_flag=True, help="Do not publish the report in /run/hostprep.")
-_allow = click.option("--allow-disruption", "allowed", metavar="CHECK", multiple=True, type=CheckName(), help="Let this check disrupt work in use. May be given more than once.")
+_allow = click.option(
+    "--allow-disruption",
+    "allowed",
+    metavar="CHECK",
+    multiple=True,
+    type=CheckName(),
+    help="Let this check disrupt work in use. May be given more than once.",
+)
 
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -120,7 +158,15 @@ def main() -> None:
 @_output
 @_root
 @_publish
-def check(profile: str | None, only: tuple[str, ...], deadline: int, output_format: str, output: str | None, root: str | None, no_publish: bool) -> int:
+def check(
+    profile: str | None,
+    only: tuple[str, ...],
+    deadline: int,
+    output_format: str,
+    output: str | None,
+    root: str | None,
+    no_publish: bool,
+) -> int:
     """Is this host what the profile says? Changes nothing.
 
     As root the report is also published in /run/hostprep/report.json, unless only a part was looked at.
@@ -134,7 +180,15 @@ def check(profile: str | None, only: tuple[str, ...], deadline: int, output_form
 @_output
 @_root
 @_allow
-def plan(profile: str | None, only: tuple[str, ...], deadline: int, output_format: str, output: str | None, root: str | None, allowed: tuple[str, ...]) -> int:
+def plan(
+    profile: str | None,
+    only: tuple[str, ...],
+    deadline: int,
+    output_format: str,
+    output: str | None,
+    root: str | None,
+    allowed: tuple[str, ...],
+) -> int:
     """What would apply do? Changes nothing.
 
     Shows each change with its before and after, the command an admin would type, a diff for every file, whether it
@@ -150,14 +204,25 @@ def plan(profile: str | None, only: tuple[str, ...], deadline: int, output_forma
 @_publish
 @_allow
 @click.option("--yes", is_flag=True, help="Do not ask. Needed where there is no terminal.")
-def apply(profile: str | None, only: tuple[str, ...], deadline: int, output_format: str, output: str | None, no_publish: bool, allowed: tuple[str, ...], yes: bool) -> int:
+def apply(
+    profile: str | None,
+    only: tuple[str, ...],
+    deadline: int,
+    output_format: str,
+    output: str | None,
+    no_publish: bool,
+    allowed: tuple[str, ...],
+    yes: bool,
+) -> int:
     """Make this host what the profile says, look again, and end with the findings. Needs root.
 
     Every change is journalled before it is made and can be taken back. A value that somebody else changed meanwhile
     is not overwritten. What would disrupt work in use is refused unless --allow-disruption names the check. hostprep
     does not reboot.
     """
-    return commands.apply(commands.Look(profile, only, output_format, output, None, deadline, not no_publish), allowed, yes)
+    return commands.apply(
+        commands.Look(profile, only, output_format, output, None, deadline, not no_publish), allowed, yes
+    )
 
 
 @main.command(epilog=_EPILOG)
@@ -189,7 +254,13 @@ def report(output_format: str, output: str | None, max_age: int | None) -> int:
 @_plan_format
 @_root
 @click.option("--record", metavar="DIR", help="Also keep everything the host answered in DIR, for --root.")
-@click.option("--deadline", type=Duration(), default=f"{engine.DEADLINE:g}", show_default=True, help="How long all checks together may take.")
+@click.option(
+    "--deadline",
+    type=Duration(),
+    default=f"{engine.DEADLINE:g}",
+    show_default=True,
+    help="How long all checks together may take.",
+)
 def inspect(only: tuple[str, ...], output_format: str, root: str | None, record: str | None, deadline: int) -> int:
     """Facts, without a profile: every setting as it is now and as it will be after the next boot."""
     return commands.inspect(only, output_format, root, record, deadline)

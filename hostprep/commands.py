@@ -214,7 +214,9 @@ def _confirm(text: str, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UsageError("this changes the host, and there is no terminal to ask on", "Say --yes, or look first: hostprep plan")
+        raise UsageError(
+            "this changes the host, and there is no terminal to ask on", "Say --yes, or look first: hostprep plan"
+        )
     sys.stderr.write(text)
     sys.stderr.write("Make these changes? [y/N] ")
     sys.stderr.flush()
@@ -239,7 +241,10 @@ def explain(name: str | None) -> int:
     if name is None:
         width = max(map(len, checks))
         lines = [f"  {n:<{width}}  {_first_sentence(registry.manual(c))}" for n, c in checks.items()]
-        _emit("\n".join(["Checks, each a section of a profile:", "", *lines, "", "hostprep explain CHECK tells more."]) + "\n")
+        _emit(
+            "\n".join(["Checks, each a section of a profile:", "", *lines, "", "hostprep explain CHECK tells more."])
+            + "\n"
+        )
         return 0
     if name not in checks:
         raise UsageError(f"there is no check named {name!r}", f"Known: {', '.join(checks)}.")
@@ -323,7 +328,9 @@ def _say(line: str) -> None:
 def _paint(stream: Any = None) -> render.Paint:
     """Colours on a terminal that has them and unless NO_COLOR says otherwise (no-color.org)."""
     stream = stream or sys.stdout
-    wanted = stream is not None and stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    wanted = (
+        stream is not None and stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    )
     return render.coloured if wanted else render.plain
 
 

@@ -1,15 +1,15 @@
 """Errors an administrator can act on. Anything else that is raised is a bug.
 
-    HostprepError          str() of it is one line fit for a terminal
-    |- UsageError          the command line asks for something that makes no sense       (exit 2)
-    |- ProfileError        the profile cannot be read or is not valid                    (exit 78)
-    |- StateError          hostprep's own files are damaged or could be written by others (exit 78)
-    |- NeedsRoot           this needs root                                               (exit 77)
-    |- Busy                another hostprep is changing this host                        (exit 75)
-    |- ReportUnusable      the published report cannot be relied on                      (exit 3)
-    |- OutputFailed        the answer could not be written where it should go            (exit 74)
-    |- HostError           the host would not answer: becomes an unknown reading
-    `- ChangeFailed        a change was attempted or refused, and did not happen         (exit 5)
+HostprepError          str() of it is one line fit for a terminal
+|- UsageError          the command line asks for something that makes no sense       (exit 2)
+|- ProfileError        the profile cannot be read or is not valid                    (exit 78)
+|- StateError          hostprep's own files are damaged or could be written by others (exit 78)
+|- NeedsRoot           this needs root                                               (exit 77)
+|- Busy                another hostprep is changing this host                        (exit 75)
+|- ReportUnusable      the published report cannot be relied on                      (exit 3)
+|- OutputFailed        the answer could not be written where it should go            (exit 74)
+|- HostError           the host would not answer: becomes an unknown reading
+`- ChangeFailed        a change was attempted or refused, and did not happen         (exit 5)
 """
 
 from __future__ import annotations

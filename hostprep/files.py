@@ -104,9 +104,7 @@ def lock(path: str) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "?"
-            raise Busy(
-                f"another hostprep (process {holder}) is changing this host", "Wait until it is done."
-            ) from None
+            raise Busy(f"another hostprep (process {holder}) is changing this host", "Wait until it is done.") from None
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield

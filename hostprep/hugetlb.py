@@ -36,13 +36,14 @@ def asked(arguments: Iterable[str], usual_default: int) -> Asked:
     declared: set[int] = set()
     size: int | None = None  # that the next hugepages= is about; None before any size: the default one
     valid = True  # is there a size that it could be about?
-    last: int | None | str = "none yet"  # the size that got the last count
+    last: int | str | None = "none yet"  # the size that got the last count
     unsized: str | None = None
     for argument in arguments:
         name, _, value = argument.partition("=")
         if name == "default_hugepagesz":
-            valid = default is None and (kib := _size_kib(value)) is not None
-            if valid:
+            kib = _size_kib(value)
+            valid = default is None and kib is not None
+            if valid and kib is not None:
                 default = kib
                 if kib not in declared:
                     size = kib
@@ -54,7 +55,7 @@ def asked(arguments: Iterable[str], usual_default: int) -> Asked:
             kib = _size_kib(value)
             again = kib in declared and not (kib == default and not pages.get(kib))
             valid = kib is not None and not again
-            if valid:
+            if valid and kib is not None:
                 size = kib
                 declared.add(kib)
         elif name == "hugepages":

@@ -156,7 +156,12 @@ def _end_torn_line(fd: int) -> None:
 
 
 def _change_to_json(change: Change) -> dict[str, Any]:
-    return {**change._asdict(), "facet": change.facet.value, "before": to_json(change.before), "after": to_json(change.after)}
+    return {
+        **change._asdict(),
+        "facet": change.facet.value,
+        "before": to_json(change.before),
+        "after": to_json(change.after),
+    }
 
 
 def _change_from_json(entry: dict[str, Any]) -> Change:

@@ -146,7 +146,11 @@ def _fix(check: str, found: Status, desired: Desired) -> str:
     if found is Status.UNKNOWN:
         return desired.fix
     if found is Status.PENDING:
-        return "Reboot this host." if not desired.live or desired.refused_now else f"Reboot this host, or: hostprep apply --only {check}"
+        return (
+            "Reboot this host."
+            if not desired.live or desired.refused_now
+            else f"Reboot this host, or: hostprep apply --only {check}"
+        )
     if desired.refused_next or (found is Status.FAIL and desired.refused_now):
         return desired.fix
     if desired.persist or (found is Status.FAIL and desired.live):

@@ -98,7 +98,9 @@ class Performer:
                 todo.append(change)
         return todo
 
-    def _finish(self, finish: Finish, batches: list[tuple[Fixable, list[Change]]], written: dict[str, FileState]) -> None:
+    def _finish(
+        self, finish: Finish, batches: list[tuple[Fixable, list[Change]]], written: dict[str, FileState]
+    ) -> None:
         """Run what makes written files count, once, and believe only what is then read back."""
         self._written = written
         try:
@@ -118,7 +120,7 @@ class Performer:
             if now != change.after:
                 why = f" ({now.reason})" if isinstance(now, Unknown) else ""
                 raise ChangeFailed(
-                    f"{_name(change)}: wanted {show(change.after)}, but the next boot would still bring {show(now)}{why}",
+                    f"{_name(change)}: wanted {show(change.after)}, but the next boot still brings {show(now)}{why}",
                     f"Something else on this host decides it. hostprep explain {check.NAME} says what is read.",
                 )
 
@@ -185,7 +187,9 @@ def revert(performer: Performer) -> None:
     for k in kept:
         host.discard_leftover(k.path)
         if k not in ours:
-            performer.progress(f"{k.path}: somebody else changed it since; only hostprep's own settings were taken back")
+            performer.progress(
+                f"{k.path}: somebody else changed it since; only hostprep's own settings were taken back"
+            )
 
 
 def _restore(performer: Performer, kept: Iterable[KeptFile]) -> None:
@@ -237,7 +241,9 @@ def _obstacle(change: Change, now: Reading) -> str:
     if isinstance(now, Unknown):
         return f"cannot be read: {now.reason}"
     if now != change.before:
-        return f"expected {show(change.before)}, found {show(now)}: somebody else changed it, so hostprep leaves it alone"
+        return (
+            f"expected {show(change.before)}, found {show(now)}: somebody else changed it, so hostprep leaves it alone"
+        )
     return ""
 
 

@@ -30,7 +30,10 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 META: dict[str, Any] = {
     "name": {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]*$(?!\n)", "description": "the profile's name"},
     "description": {"type": "string", "description": "one sentence for a person"},
-    "extends": {"type": "string", "description": "the profile that this one starts from: its sections, unless given here"},
+    "extends": {
+        "type": "string",
+        "description": "the profile that this one starts from: its sections, unless given here",
+    },
     "advisory": {
         "type": "array",
         "items": {"type": "string"},
@@ -50,7 +53,11 @@ META: dict[str, Any] = {
                 "finding": {"type": "string", "minLength": 1, "description": "check/key, or a glob such as swap/*"},
                 "reason": {"type": "string", "minLength": 3},
                 "owner": {"type": "string", "minLength": 1},
-                "until": {"type": "string", "pattern": r"^\d{4}-\d{2}-\d{2}$(?!\n)", "description": "a date: 2027-01-31"},
+                "until": {
+                    "type": "string",
+                    "pattern": r"^\d{4}-\d{2}-\d{2}$(?!\n)",
+                    "description": "a date: 2027-01-31",
+                },
             },
             "required": ["finding", "reason", "until"],
             "additionalProperties": False,
@@ -121,7 +128,9 @@ def _merge(chain: Sequence[tuple[str, dict[str, Any]]], sha256: str) -> Profile:
         valid_for = document.get("valid_for", valid_for)
     sections = {name: section for name, section in sections.items() if section is not None}
     if not sections:
-        raise ProfileError([f"{path}: this profile checks nothing"], "Add a section: hostprep explain lists the checks.")
+        raise ProfileError(
+            [f"{path}: this profile checks nothing"], "Add a section: hostprep explain lists the checks."
+        )
     for name in ("advisory", "assert_only"):
         for value in lists[name]:
             if value.partition("/")[0] not in sections and "*" not in value:
@@ -176,7 +185,9 @@ def parse(name: str, data: bytes) -> tuple[Any, Marks]:
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ProfileError([f"{name}{where}: not YAML: {e.problem}"], "Mind the indentation, and quote what has a `: ` in it.") from e
+        raise ProfileError(
+            [f"{name}{where}: not YAML: {e.problem}"], "Mind the indentation, and quote what has a `: ` in it."
+        ) from e
     except yaml.YAMLError as e:
         raise ProfileError([f"{name}: not YAML: {' '.join(str(e).split())}"]) from e
     marks = Marks()
@@ -189,7 +200,8 @@ def parse(name: str, data: bytes) -> tuple[Any, Marks]:
 def _only_plain(name: str, text: str, problems: list[str]) -> None:
     """No anchors (a few lines of them can stand for gigabytes), no tags, one document, no abyss."""
     depth = documents = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    events: Iterator[Any] = yaml.parse(text, Loader=_Loader)
+    for event in events:
         at = f"{name}:{event.start_mark.line + 1}:{event.start_mark.column + 1}"
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             problems.append(f"{at}: anchors and aliases (& and *) are not allowed: write it out, or quote it")
@@ -216,11 +228,13 @@ def _construct(name: str, node: Any, path: Path, marks: Marks, problems: list[st
                 problems.append(f"{name}:{line}:{column}: a key must be text")
                 continue
             key = key_node.value
+            here = (*path, key)
             if key in mapping:
-                problems.append(f"{name}:{line}:{column}: {key!r} comes a second time; the first is on line {marks.keys[(*path, key)][0]}")
+                first = marks.keys[here][0]
+                problems.append(f"{name}:{line}:{column}: {key!r} comes a second time; the first is on line {first}")
                 continue
-            marks.keys[(*path, key)] = (line, column)
-            mapping[key] = _construct(name, value_node, (*path, key), marks, problems)
+            marks.keys[here] = (line, column)
+            mapping[key] = _construct(name, value_node, here, marks, problems)
         return mapping
     return node.value if node.style else _scalar(node.value)
 
@@ -243,7 +257,9 @@ def validate(name: str, data: bytes, checks: dict[str, registry.Check] | None = 
     """The document of one profile file. Raises ProfileError with every problem in it."""
     document, marks = parse(name, data)
     if document is None:
-        raise ProfileError([f"{name}: empty: a profile that asks for nothing"], "hostprep profiles show baseline shows one.")
+        raise ProfileError(
+            [f"{name}: empty: a profile that asks for nothing"], "hostprep profiles show baseline shows one."
+        )
     if not isinstance(document, dict):
         raise ProfileError([f"{name}:1:1: a profile is a mapping of sections, not {_kind(document)}"])
     full = schema(checks)
@@ -289,7 +305,13 @@ def _explain(error: Any) -> Iterable[tuple[Path, str, bool]]:
     if error.validator in ("enum", "const"):
         allowed = error.validator_value if error.validator == "enum" else [error.validator_value]
         near = difflib.get_close_matches(str(error.instance), [str(a) for a in allowed], 1)
-        return [(path, f"{_shown(error.instance)} is not one of: {', '.join(map(str, allowed))}" + _did_you_mean(near), False)]
+        return [
+            (
+                path,
+                f"{_shown(error.instance)} is not one of: {', '.join(map(str, allowed))}" + _did_you_mean(near),
+                False,
+            )
+        ]
     if error.validator == "pattern":
         meant = error.schema.get("description", "what belongs there")
         return [(path, f"{_shown(error.instance)} is not {_article(meant)}", False)]
@@ -310,10 +332,18 @@ def _wrong_type(error: Any) -> str:
         value = error.validator_value
         wanted = " or ".join(_KINDS[k] for k in (value if isinstance(value, list) else [value]))
     hint = error.schema.get("description", "")
-    return f"{_shown(error.instance)} is {_kind(error.instance)}, but {wanted} belongs there" + (f": {hint}" if hint else "")
+    return f"{_shown(error.instance)} is {_kind(error.instance)}, but {wanted} belongs there" + (
+        f": {hint}" if hint else ""
+    )
 
 
-_KINDS = {"object": "a mapping", "array": "a list", "string": "text", "integer": "a whole number", "boolean": "true or false"}
+_KINDS = {
+    "object": "a mapping",
+    "array": "a list",
+    "string": "text",
+    "integer": "a whole number",
+    "boolean": "true or false",
+}
 
 
 def _kind(value: Any) -> str:
@@ -324,7 +354,11 @@ def _kind(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return {None: "nothing", True: "true", False: "false"}[value] if value is None or value is True or value is False else repr(value)
+    return (
+        {None: "nothing", True: "true", False: "false"}[value]
+        if value is None or value is True or value is False
+        else repr(value)
+    )
 
 
 def _article(meant: str) -> str:

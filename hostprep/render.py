@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 from hostprep.judge import show, show_desired
 from hostprep.model import Change, Facet, Fact, Finding, Status, Unknown
@@ -14,7 +15,12 @@ if TYPE_CHECKING:
     from hostprep.host.rehearsal import Step
     from hostprep.perform import Failure
 
-Paint = Callable[[str, str], str]
+
+class Paint(Protocol):
+    """Text in a colour, or as it is."""
+
+    def __call__(self, text: str, colour: str) -> str: ...
+
 
 _COLOURS = {"red": "31;1", "green": "32", "yellow": "33", "magenta": "35", "bold": "1", "dim": "2", "cyan": "36"}
 _WORDS = {
@@ -46,7 +52,8 @@ def coloured(text: str, colour: str) -> str:
 
 def text(report: Report, paint: Paint = plain) -> str:
     """A table per check: what is wanted, what is now, what the next boot brings; under it what to do."""
-    head = f"hostprep {report.version}  {report.hostname or 'this host'}  profile {report.profile}  {stamp(report.generated_at)}"
+    host, when = report.hostname or "this host", stamp(report.generated_at)
+    head = f"hostprep {report.version}  {host}  profile {report.profile}  {when}"
     rows = [_row(f) for f in report.findings]
     widths = [max((len(r[i]) for r in rows), default=0) for i in range(5)]
     titles = ("STATUS", "SETTING", "WANTED", "NOW", "NEXT BOOT")
@@ -57,7 +64,7 @@ def text(report: Report, paint: Paint = plain) -> str:
         if finding.check != last:
             lines.append(paint(finding.check, "bold"))
             last = finding.check
-        lines.append("  " + _cells(row, widths, lambda t, c=_colour(finding): paint(t, c)))
+        lines.append("  " + _cells(row, widths, partial(paint, colour=_colour(finding))))
         indent = " " * (widths[0] + 4)
         if finding.message:
             lines += [indent + finding.message]
@@ -117,8 +124,8 @@ def prometheus(report: Report) -> str:
     """The text exposition format, for node_exporter's textfile collector."""
     lines: list[str] = []
 
-    def metric(name: str, help: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> None:
-        lines.append(f"# HELP hostprep_{name} {help}")
+    def metric(name: str, meaning: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> None:
+        lines.append(f"# HELP hostprep_{name} {meaning}")
         lines.append(f"# TYPE hostprep_{name} gauge")
         for labels, value in samples:
             inner = ",".join(f'{k}="{_label(v)}"' for k, v in labels.items())
@@ -128,11 +135,17 @@ def prometheus(report: Report) -> str:
     statuses = {check: {f.status for f in report.findings if f.check == check} for check in report.durations}
     metric("build_info", "Version of hostprep that made the report.", [({"version": report.version}, 1)])
     metric("ready", "Is the host ready by its profile (1) or not (0)?", [(profile, report.verdict == READY)])
-    metric("verdict", "The verdict: 1 for the one in force.", [({"verdict": v}, report.verdict == v) for v in _VERDICTS])
+    metric(
+        "verdict", "The verdict: 1 for the one in force.", [({"verdict": v}, report.verdict == v) for v in _VERDICTS]
+    )
     metric("reboot_required", "Does something wait for a reboot?", [({}, report.reboot_required)])
     metric("report_timestamp_seconds", "When the report was made.", [({}, report.generated_at)])
-    metric("report_valid_until_seconds", "Until when it may be relied on.", [({}, report.generated_at + report.valid_for)])
-    metric("boot_time_seconds", "When the boot began that it is of.", [({}, round(report.generated_at - report.uptime))])
+    metric(
+        "report_valid_until_seconds", "Until when it may be relied on.", [({}, report.generated_at + report.valid_for)]
+    )
+    metric(
+        "boot_time_seconds", "When the boot began that it is of.", [({}, round(report.generated_at - report.uptime))]
+    )
     metric("duration_seconds", "How long the look took.", [({}, report.duration_ms / 1000)])
     metric(
         "check_duration_seconds",
@@ -159,7 +172,11 @@ def prometheus(report: Report) -> str:
 def nagios(report: Report) -> str:
     """One line with performance data, as Nagios, Icinga and their kin take it from a plug-in."""
     word = {READY: "OK", PENDING: "WARNING", NOT_READY: "CRITICAL", UNKNOWN: "UNKNOWN"}[report.verdict]
-    bad = [f"{f.name} {f.status.value}" for f in report.findings if f.counts and f.status not in (Status.PASS, Status.VOLATILE)]
+    bad = [
+        f"{f.name} {f.status.value}"
+        for f in report.findings
+        if f.counts and f.status not in (Status.PASS, Status.VOLATILE)
+    ]
     data = " ".join(f"{s.value}={report.count(s)}" for s in Status)
     details = "; ".join(bad) or f"{len(report.findings)} settings as {report.profile} wants them"
     return f"HOSTPREP {word} - {details}".replace("|", "/") + f" | {data} duration={report.duration_ms / 1000:.3f}s\n"
@@ -179,11 +196,19 @@ def junit(report: Report) -> str:
                 kind = "skipped" if not f.counts else "error" if f.status is Status.UNKNOWN else "failure"
                 said = f"{f.message}\n{f.fix}".strip()
                 body = f"<{kind} message={quoteattr(f.waived or f.message)}>{escape(_xml(said))}</{kind}>"
-            cases.append(f"    <testcase classname={quoteattr(f'hostprep.{check}')} name={quoteattr(f.key)}>{body}</testcase>")
+            cases.append(
+                f"    <testcase classname={quoteattr(f'hostprep.{check}')} name={quoteattr(f.key)}>{body}</testcase>"
+            )
         counts = [sum(f"<{kind} " in case for case in cases) for kind in ("failure", "error", "skipped")]
-        numbers = f'tests="{len(cases)}" failures="{counts[0]}" errors="{counts[1]}" skipped="{counts[2]}" time="{ms / 1000:.3f}"'
+        names = ("failures", "errors", "skipped")
+        numbers = " ".join(f'{name}="{count}"' for name, count in zip(names, counts, strict=True))
+        numbers = f'tests="{len(cases)}" {numbers} time="{ms / 1000:.3f}"'
         suites.append("\n".join([f"  <testsuite name={quoteattr(check)} {numbers}>", *cases, "  </testsuite>"]))
-    return '<?xml version="1.0" encoding="UTF-8"?>\n<testsuites name="hostprep">\n' + "\n".join(suites) + "\n</testsuites>\n"
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n<testsuites name="hostprep">\n'
+        + "\n".join(suites)
+        + "\n</testsuites>\n"
+    )
 
 
 def _label(value: str) -> str:

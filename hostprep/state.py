@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hostprep import files
-from hostprep.errors import NeedsRoot, OutputFailed, ReportUnusable, StateError
+from hostprep.errors import HostError, NeedsRoot, OutputFailed, ReportUnusable, StateError
 from hostprep.host import Host
 from hostprep.report import Identity, Report, to_dict
 
@@ -37,7 +37,7 @@ def identity(host: Host) -> Identity:
     def text(path: str) -> str:
         try:
             return host.read(path) or ""
-        except Exception:  # an identity that cannot be read matches no other: the report is then not relied on
+        except HostError:  # what cannot be read matches no other host's: the report is then not relied on
             return ""
 
     hostname = text("/proc/sys/kernel/hostname") or text("/etc/hostname")

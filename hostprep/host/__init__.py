@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import errno
 import fnmatch
 import os
@@ -98,7 +97,7 @@ class Host:
         except ValueError:
             raise HostError(f"{path}: not a number: {process.clean(text, 60)!r}") from None
 
-    def list(self, path: str) -> list[str]:
+    def names(self, path: str) -> list[str]:
         """The sorted names in a directory; none when it is not there."""
         try:
             return sorted(os.listdir(self.real(path)))
@@ -115,12 +114,12 @@ class Host:
                 found = [
                     f"{base}/{name}"
                     for base in found
-                    for name in self.list(base or "/")
+                    for name in self.names(base or "/")
                     if fnmatch.fnmatchcase(name, part)
                 ]
             else:
-                found = [f"{base}/{part}" for base in found]
-        return [path for path in found if self.exists(path)]
+                found = [f"{base}/{part}" for base in found if self.exists(f"{base}/{part}")]
+        return found
 
     def exists(self, path: str) -> bool:
         """Is there anything of that name, be it a link that leads nowhere?"""
@@ -288,8 +287,8 @@ class Host:
 
     def keeping(self, keep: Callable[[str, FileState, FileState | None], None]) -> Host:
         """The same host, which tells `keep` what a file was before it is changed."""
-        other = copy.copy(self)
-        other._keep = keep
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, _keep=keep)
         return other
 
     def make_directory(self, path: str) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import select
-import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -19,6 +18,7 @@ from hostprep.errors import HostError
 
 OUTPUT_LIMIT = 4 * 1024 * 1024  # bytes; more than any tool that we ask has to say
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_SIGKILL = 9
 _REAP_S = 1.0  # how long a killed child may take to go
 
 
@@ -28,6 +28,8 @@ def run(argv: Sequence[str], timeout: float, stdin: bytes = b"") -> str:
     Both streams are read, and the error carries what the command said: some tools (mstconfig) put their
     errors on stdout. The environment is LC_ALL=C.UTF-8 and a fixed PATH.
     """
+    import signal  # not at the top: looking at a host that needs no command does without it
+
     program = which(argv[0])
     if program is None:
         raise HostError(f"{argv[0]}: not installed (not found in {PATH})")
@@ -168,6 +170,8 @@ def gather(works: Iterable[tuple[str, Callable[[], bytes]]], deadline: float) ->
 
 
 def _ending(code: int | None) -> str:
+    import signal
+
     if code is not None and code < 0:
         return f"crashed: {signal.Signals(-code).name}"
     return "ended without an answer" if code is None else f"ended without an answer (exit {code})"
@@ -194,7 +198,7 @@ def kill_session(sid: int) -> None:
             with open(f"/proc/{entry}/stat") as f:
                 fields = f.read().rpartition(")")[2].split()
             if int(fields[3]) == sid:
-                os.kill(int(entry), signal.SIGKILL)
+                os.kill(int(entry), _SIGKILL)
 
 
 def read_all(fds: Sequence[int], end: float) -> list[bytes]:
@@ -237,6 +241,6 @@ def _wait(pid: int, end: float) -> int:
 
 def _kill_group(pid: int) -> None:
     with contextlib.suppress(OSError):
-        os.killpg(pid, signal.SIGKILL)
+        os.killpg(pid, _SIGKILL)
     with contextlib.suppress(TimeoutError):
         _wait(pid, time.monotonic() + _REAP_S)

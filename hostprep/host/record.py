@@ -37,8 +37,8 @@ class Recorder(Host):
                 f.write(data)
         return data
 
-    def list(self, path: str) -> list[str]:
-        return self._ask("list", path, lambda: super(Recorder, self).list(path))
+    def names(self, path: str) -> list[str]:
+        return self._ask("list", path, lambda: super(Recorder, self).names(path))
 
     def link(self, path: str) -> str | None:
         return self._ask("link", path, lambda: super(Recorder, self).link(path))
@@ -59,7 +59,9 @@ class Recorder(Host):
         return self._ask("clock", "", super().clock_synchronised)
 
     def run(self, *argv: str, timeout: float = 10, stdin: bytes = b"") -> str:
-        return self._ask("run", json.dumps(argv), lambda: super(Recorder, self).run(*argv, timeout=timeout, stdin=stdin))
+        return self._ask(
+            "run", json.dumps(argv), lambda: super(Recorder, self).run(*argv, timeout=timeout, stdin=stdin)
+        )
 
     def _ask(self, kind: str, question: str, ask: Callable[[], T], keep: Callable[[T], bool] = lambda _: True) -> T:
         try:
@@ -96,8 +98,8 @@ class RecordedHost(Host):
             self._must_be_known(path)
         return data
 
-    def list(self, path: str) -> list[str]:
-        return self._recorded("list", path, super().list)
+    def names(self, path: str) -> list[str]:
+        return self._recorded("list", path, super().names)
 
     def link(self, path: str) -> str | None:
         return self._recorded("link", path, super().link)

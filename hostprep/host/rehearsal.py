@@ -1,4 +1,4 @@
-"""A host on which every change is noted and none is made: what `plan` shows is what `apply` would do, by the same code."""
+"""A host on which changes are noted and not made: what `plan` shows is what `apply` would do, by the same code."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Rehearsal(Host):
     def state(self, path: str) -> FileState:
         return state if (state := self._written.get(path)) is not None else self._host.state(path)
 
-    def list(self, path: str) -> list[str]:
-        names = set(self._host.list(path))
+    def names(self, path: str) -> list[str]:
+        names = set(self._host.names(path))
         for written, state in self._written.items():
             directory, _, name = written.rpartition("/")
             if (directory or "/") == path:

@@ -1,0 +1,151 @@
+"""A host made of a directory and a table of commands, and a small Debian machine to start from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from hostprep.errors import HostError
+from hostprep.host import Host, Space
+
+Answer = str | HostError | Callable[[Sequence[str]], str]
+
+HUGE_2M = "/sys/kernel/mm/hugepages/hugepages-2048kB"
+HUGE_1G = "/sys/kernel/mm/hugepages/hugepages-1048576kB"
+GIB_IN_KIB = 1024 * 1024
+
+
+class FakeHost(Host):
+    """Files live under a directory; a command that was not foreseen fails the test.
+
+    A value of `files` that starts with `-> ` is a symbolic link, one that ends in `/` (as a path) a directory.
+    """
+
+    def __init__(self, root: Path, files: Mapping[str, str], commands: Mapping[str, Answer] | None = None) -> None:
+        super().__init__(str(root), self._answer)
+        self.commands = dict(commands or {})
+        self.ran: list[str] = []
+        self.clock: bool | HostError = True
+        self.spaces: dict[str, Space] = {}
+        root.mkdir(parents=True, exist_ok=True)
+        for path, text in files.items():
+            self.put(path, text)
+
+    def put(self, path: str, text: str) -> None:
+        """Make a file of the host what it is, as somebody else would."""
+        real = Path(self.root + path)
+        if path.endswith("/"):
+            real.mkdir(parents=True, exist_ok=True)
+            return
+        real.parent.mkdir(parents=True, exist_ok=True)
+        if text.startswith("-> "):
+            real.symlink_to(text.removeprefix("-> "))
+        else:
+            real.write_text(text)
+
+    def remove(self, path: str) -> None:
+        Path(self.root + path).unlink()
+
+    def snapshot(self) -> dict[str, tuple[int, str]]:
+        """Every file and link: its mode, and its content or target."""
+        found = {}
+        for folder, directories, names in os.walk(self.root):
+            for name in (*names, *(d for d in directories if os.path.islink(os.path.join(folder, d)))):
+                path = os.path.join(folder, name)
+                mode = os.lstat(path).st_mode
+                text = os.readlink(path) if os.path.islink(path) else Path(path).read_text(errors="surrogateescape")
+                found[path.removeprefix(self.root)] = (mode, text)
+        return found
+
+    def directories(self) -> set[str]:
+        return {folder.removeprefix(self.root) for folder, _, _ in os.walk(self.root)}
+
+    def machine(self) -> str:
+        return "x86_64"
+
+    def clock_synchronised(self) -> bool:
+        if isinstance(self.clock, HostError):
+            raise self.clock
+        return self.clock
+
+    def space(self, path: str) -> Space:
+        if path not in self.spaces:
+            raise HostError(f"{path}: not foreseen by the test")
+        return self.spaces[path]
+
+    def _answer(self, argv: Sequence[str], timeout: float, stdin: bytes) -> str:
+        self.ran.append(" ".join(argv))
+        assert argv[0] in self.commands, f"a command that the test did not foresee: {' '.join(argv)}"
+        answer = self.commands[argv[0]]
+        if isinstance(answer, HostError):
+            raise answer
+        return answer if isinstance(answer, str) else answer(argv)
+
+
+def meminfo(total_kib: int, available_kib: int | None = None, default_kib: int = 2048) -> str:
+    """/proc/meminfo, as far as hostprep reads it."""
+    available = total_kib if available_kib is None else available_kib
+    return (
+        f"MemTotal:       {total_kib} kB\nMemFree:        {available} kB\nMemAvailable:   {available} kB\n"
+        f"HugePages_Total:       0\nHugepagesize:       {default_kib} kB\n"
+    )
+
+
+def grub_cfg(*entries: str, default: str = "0") -> str:
+    """A grub.cfg as grub-mkconfig of Debian 12 writes it, with one kernel command line an entry."""
+    menu = "".join(
+        f"menuentry 'Debian {i}' --class gnu-linux $menuentry_id_option 'gnulinux-{i}' {{\n"
+        f"\tload_video\n\tif [ x$grub_platform = xxen ]; then insmod xzio; fi\n"
+        f"\tlinux\t/boot/vmlinuz-6.1.{i} {words}\n\tinitrd\t/boot/initrd.img-6.1.{i}\n}}\n"
+        for i, words in enumerate(entries)
+    )
+    return (
+        "if [ -s $prefix/grubenv ]; then\n  set have_grubenv=true\n  load_env\nfi\n"
+        'if [ "${next_entry}" ] ; then\n   set default="${next_entry}"\n   set next_entry=\n   save_env next_entry\n'
+        f'   set boot_once=true\nelse\n   set default="{default}"\nfi\n\n{menu}'
+    )
+
+
+CMDLINE = "root=UUID=5b0c ro console=ttyS0 quiet"
+
+
+def debian(
+    memory_kib: int = 32 * GIB_IN_KIB, cmdline: str = CMDLINE, pages_2m: int = 0, pages_1g: int = 0
+) -> dict[str, str]:
+    """A small Debian machine: one NUMA node, GRUB, no swap, both sizes of huge pages."""
+    files = {
+        "/proc/2/comm": "kthreadd\n",
+        "/proc/cmdline": f"BOOT_IMAGE=/boot/vmlinuz-6.1.0 {cmdline}\n",
+        "/proc/cpuinfo": "processor\t: 0\nflags\t\t: fpu pse pdpe1gb\n\nprocessor\t: 1\nflags\t\t: fpu pse pdpe1gb\n",
+        "/proc/meminfo": meminfo(memory_kib),
+        "/proc/swaps": "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n",
+        "/proc/modules": "",
+        "/proc/self/mounts": "",
+        "/proc/self/mountinfo": "22 1 259:1 / / rw shared:1 - ext4 /dev/sda1 rw\n",
+        "/proc/sys/kernel/osrelease": "6.1.0-26-amd64\n",
+        "/proc/sys/kernel/hostname": "node01\n",
+        "/proc/sys/kernel/random/boot_id": "11111111-2222-3333-4444-555555555555\n",
+        "/sys/devices/system/cpu/online": "0-1\n",
+        "/sys/devices/system/cpu/cpu0/topology/physical_package_id": "0\n",
+        "/sys/devices/system/cpu/cpu0/topology/core_id": "0\n",
+        "/sys/devices/system/cpu/cpu1/topology/physical_package_id": "0\n",
+        "/sys/devices/system/cpu/cpu1/topology/core_id": "1\n",
+        "/sys/devices/system/node/has_memory": "0\n",
+        "/sys/devices/system/node/node0/meminfo": f"Node 0 MemTotal:       {memory_kib} kB\n",
+        "/sys/class/net/eth0/type": "1\n",
+        "/sys/class/net/eth0/device/vendor": "0x8086\n",
+        "/etc/os-release": 'ID=debian\nVERSION_ID="12"\n',
+        "/etc/machine-id": "0123456789abcdef0123456789abcdef\n",
+        "/etc/fstab": "# a comment that stays\nUUID=5b0c / ext4 errors=remount-ro 0 1\n",
+        "/etc/default/grub": 'GRUB_DEFAULT=0\nGRUB_CMDLINE_LINUX_DEFAULT="quiet"\n',
+        "/etc/default/grub.d/": "",
+        "/boot/grub/grub.cfg": grub_cfg(cmdline),
+    }
+    for pool, pages, kib in ((HUGE_2M, pages_2m, 2048), (HUGE_1G, pages_1g, 1048576)):
+        files[f"{pool}/nr_hugepages"] = f"{pages}\n"
+        files[f"{pool}/free_hugepages"] = f"{pages}\n"
+        files[f"{pool}/resv_hugepages"] = "0\n"
+        files[f"{pool}/surplus_hugepages"] = "0\n"
+        files[f"/sys/devices/system/node/node0/hugepages/hugepages-{kib}kB/nr_hugepages"] = f"{pages}\n"
+    return files
