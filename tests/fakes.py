@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -107,6 +109,30 @@ def grub_cfg(*entries: str, default: str = "0") -> str:
     )
 
 
+def mkconfig(host: FakeHost) -> Answer:
+    """grub-mkconfig as far as one entry goes: a real shell reads the host's files in Debian's order."""
+
+    def run(argv: Sequence[str]) -> str:
+        assert argv[1] == "-o"
+        script = (
+            '. "$1/etc/default/grub"; for f in "$1"/etc/default/grub.d/*.cfg; do if [ -e "$f" ]; then . "$f"; fi; done; '
+            'printf "%s %s" "$GRUB_CMDLINE_LINUX" "$GRUB_CMDLINE_LINUX_DEFAULT"'
+        )
+        done = subprocess.run(["sh", "-c", script, "sh", host.root], capture_output=True, text=True, check=True)
+        host.put(argv[2], grub_cfg(f"root=UUID=5b0c ro {done.stdout}"))
+        return ""
+
+    return run
+
+
+def boot(host: FakeHost) -> None:
+    """Start the host anew by its grub.cfg: the arguments of its first entry become those of now."""
+    words = re.search(r"linux\s+\S+ (.*)", Path(host.root + "/boot/grub/grub.cfg").read_text())
+    assert words
+    host.put("/proc/cmdline", f"BOOT_IMAGE=/boot/vmlinuz-6.1.0 {words[1]}\n")
+    host.put("/proc/sys/kernel/random/boot_id", "99999999-2222-3333-4444-555555555555\n")
+
+
 CMDLINE = "root=UUID=5b0c ro console=ttyS0 quiet"
 
 
@@ -138,7 +164,7 @@ def debian(
         "/etc/os-release": 'ID=debian\nVERSION_ID="12"\n',
         "/etc/machine-id": "0123456789abcdef0123456789abcdef\n",
         "/etc/fstab": "# a comment that stays\nUUID=5b0c / ext4 errors=remount-ro 0 1\n",
-        "/etc/default/grub": 'GRUB_DEFAULT=0\nGRUB_CMDLINE_LINUX_DEFAULT="quiet"\n',
+        "/etc/default/grub": 'GRUB_DEFAULT=0\nGRUB_CMDLINE_LINUX="console=ttyS0"\nGRUB_CMDLINE_LINUX_DEFAULT="quiet"\n',
         "/etc/default/grub.d/": "",
         "/boot/grub/grub.cfg": grub_cfg(cmdline),
     }
