@@ -1,0 +1,96 @@
+"""Who may import whom: the table is the architecture."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LEAVES = {"errors", "model", "quantities", "versions"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "__init__": set(),
+    "errors": set(),
+    "model": set(),
+    "quantities": set(),
+    "versions": set(),
+    "files": {"errors"},
+    "hugetlb": {"quantities"},
+    "host": {"errors", "files", "model"},
+    "bootloader": {"errors", "files", "host", "model", "versions"},
+    "registry": {"host", "model"},
+    "judge": {"model", "quantities", "versions"},
+    "journal": {"errors", "files", "host", "model"},
+    "engine": {"errors", "host", "judge", "model", "registry"},
+    "perform": {"engine", "errors", "host", "journal", "judge", "model", "registry"},
+    "profile": {"errors", "files", "model", "profile_source", "registry"},
+    "profile_source": {"errors", "model", "profile", "quantities", "registry"},
+    "report": {"engine", "errors", "model"},
+    "render": {"engine", "host", "judge", "model", "perform", "quantities", "report"},
+    "state": {"errors", "files", "host", "report"},
+    "commands": {
+        *("engine", "errors", "files", "host", "journal", "judge", "model", "perform", "profile", "profile_source"),
+        *("quantities", "registry", "render", "report", "state"),
+    },
+    "cli": {"commands", "engine", "errors", "profile", "quantities", "registry", "render", "report"},
+    "__main__": {"cli", "commands", "errors", "report"},
+}
+CHECKS_MAY_IMPORT = {"bootloader", "errors", "host", "hugetlb", "model", "quantities"}
+ONLY_HOST = {"subprocess", "pyroute2", "pyudev", "pynvml", "psutil", "socket", "ctypes"}
+CORE = sorted(p for p in (ROOT / "hostprep").rglob("*.py") if "checks" not in p.relative_to(ROOT).parts)
+CHECKS = sorted((ROOT / "checks").glob("*.py"))
+
+
+def room(path: Path) -> str:
+    """The room of a module: its own name, or its package's."""
+    return path.relative_to(ROOT / "hostprep").parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of what a module imports, those within functions included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "hostprep":
+            yield from (f"hostprep.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def rooms_used(path: Path) -> set[str]:
+    ours = (name.split(".") for name in imports(path) if name.startswith("hostprep."))
+    return {parts[1] for parts in ours if parts[1] != "__version__"}
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT / "hostprep")))
+def test_a_room_imports_only_what_the_table_allows(path: Path) -> None:
+    assert rooms_used(path) <= MAY_IMPORT[room(path)] | {room(path)}
+
+
+@pytest.mark.parametrize("path", CHECKS, ids=lambda p: p.stem)
+def test_a_check_knows_neither_the_core_nor_another_check(path: Path) -> None:
+    assert rooms_used(path) <= CHECKS_MAY_IMPORT
+
+
+@pytest.mark.parametrize("path", [*CORE, *CHECKS], ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_only_the_host_touches_the_machine(path: Path) -> None:
+    if "host" in path.relative_to(ROOT).parts[1:-1]:
+        return
+    assert not ONLY_HOST & {name.split(".")[0] for name in imports(path)}
+
+
+def test_the_core_names_no_check() -> None:
+    names = {p.stem for p in CHECKS} - {"__init__"}
+    for path in CORE:
+        if path.stem == "hugetlb":  # `hugepages` there is the kernel's argument
+            continue
+        strings = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)}
+        assert not names & strings, path
+
+
+def test_checks_are_imported_under_one_name() -> None:
+    """The directory at the top is for people; two copies of one module would be two checks."""
+    assert "checks" not in sys.modules
