@@ -43,7 +43,8 @@ def names() -> list[str]:
 
 def load(wanted: Iterable[str] | None = None) -> dict[str, Check]:
     """Import checks by name, or all of them."""
-    return {name: cast(Check, importlib.import_module(f"hostprep.checks.{name}")) for name in wanted or names()}
+    chosen = names() if wanted is None else wanted
+    return {name: cast(Check, importlib.import_module(f"hostprep.checks.{name}")) for name in chosen}
 
 
 def fixable(check: Check) -> Fixable | None:

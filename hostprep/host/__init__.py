@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fnmatch
 import os
@@ -18,6 +17,7 @@ from hostprep.model import Unknown
 Runner = Callable[[Sequence[str], float, bytes], str]
 T = TypeVar("T")
 READ_LIMIT = 8 * 1024 * 1024  # bytes; /proc and configuration files are far below it
+_DEV_NULL = os.makedev(1, 3)  # admin-guide/devices.txt
 
 
 class FileState(NamedTuple):
@@ -28,6 +28,7 @@ class FileState(NamedTuple):
     mode: int = 0o644
     uid: int = 0
     gid: int = 0
+    attributes: str = ""  # extended ones (SELinux label, ACL), as files.attributes() tells them
 
 
 ABSENT = FileState("absent")
@@ -57,6 +58,7 @@ class Host:
 
     def real(self, path: str) -> str:
         """Where a path of the host really is; symbolic links are followed within the root."""
+        _must_be_a_path(path)
         return self.root + path if not self.root else _inside(self.root, path)
 
     def read(self, path: str) -> str | None:
@@ -65,7 +67,10 @@ class Host:
         return None if data is None else data.decode(errors="replace").strip()
 
     def read_bytes(self, path: str) -> bytes | None:
-        """The content of a file; None when there is no such file."""
+        """The content of a file; None when there is no such file. Anything else of that name is a HostError.
+
+        /dev/null counts as an empty file: a link to it is how systemd and others mask a configuration file.
+        """
         try:
             # O_NONBLOCK: a FIFO where a file should be must not hold us up
             fd = os.open(self.real(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -74,6 +79,9 @@ class Host:
                 return None
             raise _host_error(path, e) from e
         try:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode) and info.st_rdev != _DEV_NULL:
+                raise HostError(f"{path}: is {_kind_of(info.st_mode)}, not a file")
             parts = []
             size = 0
             while chunk := os.read(fd, 65536):
@@ -135,6 +143,7 @@ class Host:
             raise _host_error(path, e) from e
 
     def state_kind(self, path: str) -> str:
+        """file, link, directory or absent; a link is not followed."""
         try:
             mode = os.lstat(self._real_link(path)).st_mode
         except OSError as e:
@@ -150,14 +159,15 @@ class Host:
             return ABSENT
         try:
             info = os.lstat(self._real_link(path))
+            attributes = files.attributes(self._real_link(path))
         except OSError as e:
             raise _host_error(path, e) from e
         data = b""
         if kind == "link":
-            data = (self.link(path) or "").encode()
+            data = os.fsencode(self.link(path) or "")
         elif kind == "file":
             data = self.read_bytes(path) or b""
-        return FileState(kind, data, stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
+        return FileState(kind, data, stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, attributes)
 
     def resolve(self, path: str) -> str:
         """The path with all symbolic links followed, as seen from within the host."""
@@ -170,7 +180,7 @@ class Host:
         if self.root:
             raise HostError(f"{path}: the room on it was not recorded")
         try:
-            s = os.statvfs(path)
+            s = os.statvfs(self.real(path))
         except OSError as e:
             raise _host_error(path, e) from e
         return Space(s.f_blocks * s.f_frsize, s.f_bavail * s.f_frsize)
@@ -214,10 +224,11 @@ class Host:
         A child does it: a driver may keep a writer in the kernel for ever (i40e, vfio), and we must be able
         to say so.
         """
+        real = self.real(path)
 
         def attempt_write() -> bytes:
             try:
-                fd = os.open(self.real(path), os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+                fd = os.open(real, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
                 os.write(fd, text.encode())
                 os.close(fd)
             except OSError as e:
@@ -231,19 +242,22 @@ class Host:
             raise _host_error(path, OSError(code, os.strerror(code)))
 
     def replace(self, path: str, data: str | bytes | None) -> None:
-        """Replace a configuration file whole, keeping its mode and owner, or remove it when data is None."""
+        """Replace a configuration file whole, keeping its mode, owner and labels, or remove it when data is None.
+
+        Of a symbolic link it is the target that is replaced. Another hard link to the file keeps the old content.
+        """
         if data is None:
             self.restore(path, ABSENT)
             return
         path = self.resolve(path)
         before = self.state(path)
         content = data.encode() if isinstance(data, str) else data
-        new = before._replace(data=content) if before.kind == "file" else FileState("file", content)
+        new = before._replace(data=content) if before.kind == "file" else _of_ours("file", content, 0o644)
         self.restore(path, new)
 
     def symlink(self, path: str, target: str) -> None:
         """Make a symbolic link where nothing, or another link, is."""
-        self.restore(path, FileState("link", target.encode()))
+        self.restore(path, _of_ours("link", target.encode(), 0o777))
 
     def restore(self, path: str, state: FileState) -> None:
         """Make a file exactly this, through one rename; directories are made and removed with it."""
@@ -256,19 +270,20 @@ class Host:
             self.make_directory(os.path.dirname(path))
         self.note_change(path, before, state)
         real = self._real_link(path)
+        owner = (state.uid, state.gid) if os.geteuid() == 0 else None
         try:
             if state.kind == "absent":
                 (os.rmdir if before.kind == "directory" else os.unlink)(real)
             elif state.kind == "directory":
-                os.mkdir(real, state.mode)
+                os.mkdir(real, 0o700)
+                if owner:
+                    os.chown(real, *owner)
+                os.chmod(real, state.mode)
             elif state.kind == "link":
-                temporary = files.temporary_name(real)
-                if os.path.lexists(temporary):
-                    os.unlink(temporary)
-                os.symlink(state.data, temporary)
-                os.replace(temporary, real)
+                files.replace_link(real, state.data, owner)
             else:
-                files.replace(real, state.data, state.mode, (state.uid, state.gid) if os.geteuid() == 0 else None)
+                # A fixed name, since only one hostprep changes a host: what a killed one left is found again.
+                files.replace(real, state.data, state.mode, owner, state.attributes, files.temporary_name(real))
             files.sync_directory(os.path.dirname(real))
         except OSError as e:
             raise _host_error(path, e) from e
@@ -277,8 +292,11 @@ class Host:
         """Remove what a tool or a killed hostprep has left beside a file of the new one in the making."""
         temporary = files.temporary_name(self._real_link(path))
         for leftover in (temporary, f"{temporary}.new"):  # grub-mkconfig adds .new of its own
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(leftover)
+            if os.path.lexists(leftover):
+                try:
+                    os.unlink(leftover)
+                except OSError as e:
+                    raise _host_error(leftover, e) from e
 
     def note_change(self, path: str, before: FileState, after: FileState | None) -> None:
         """Tell whoever keeps the old files; `after` is None where a foreign tool is about to write."""
@@ -296,12 +314,13 @@ class Host:
         if path in ("", "/") or self.exists(path):
             return
         self.make_directory(os.path.dirname(path))
-        self.restore(path, FileState("directory", mode=0o755))
+        self.restore(path, _of_ours("directory", b"", 0o755))
 
     def _real_link(self, path: str) -> str:
         """Like real(), but the last component is not followed."""
+        _must_be_a_path(path)
         directory, name = os.path.split(path)
-        return os.path.join(self.real(directory), name) if name else self.real(path)
+        return os.path.join(self.real(directory), name) if name not in ("", ".", "..") else self.real(path)
 
 
 def attempt(read: Callable[..., T], *args: object) -> T | Unknown:
@@ -312,9 +331,29 @@ def attempt(read: Callable[..., T], *args: object) -> T | Unknown:
         return Unknown(str(e))
 
 
+def _must_be_a_path(path: str) -> None:
+    """Paths are made of what a host says, which may be garbage."""
+    if "\0" in path:
+        raise HostError(f"{process.clean(path, 60)!r}: no path has a NUL in it")
+
+
+def _of_ours(kind: str, data: bytes, mode: int) -> FileState:
+    """Something that hostprep makes where nothing was."""
+    return FileState(kind, data, mode, os.geteuid(), os.getegid())
+
+
+def _kind_of(mode: int) -> str:
+    kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFDIR: "a directory", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
 def _host_error(path: str, e: OSError) -> HostError:
     if e.errno in (errno.EACCES, errno.EPERM) and os.geteuid() != 0:
         return HostError(f"{path}: needs root")
+    if e.errno == errno.EPERM:
+        return HostError(
+            f"{path}: {e.strerror}", "Is it immutable (lsattr), or this a container or a locked-down kernel?"
+        )
     return HostError(f"{path}: {e.strerror}")
 
 

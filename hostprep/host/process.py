@@ -8,18 +8,22 @@ import costs as much as starting Python.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import select
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from hostprep.errors import HostError
 
 OUTPUT_LIMIT = 4 * 1024 * 1024  # bytes; more than any tool that we ask has to say
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SIGKILL = 9
-_REAP_S = 1.0  # how long a killed child may take to go
+_REAP_S = 1.0  # how long killed children may take to go, all of them together
+_TICK_S = 0.1  # how long until we notice that a command has ended while somebody else holds its pipes
+
+
+# -- commands -------------------------------------------------------------------------------------
 
 
 def run(argv: Sequence[str], timeout: float, stdin: bytes = b"") -> str:
@@ -28,57 +32,33 @@ def run(argv: Sequence[str], timeout: float, stdin: bytes = b"") -> str:
     Both streams are read, and the error carries what the command said: some tools (mstconfig) put their
     errors on stdout. The environment is LC_ALL=C.UTF-8 and a fixed PATH.
     """
-    import signal  # not at the top: looking at a host that needs no command does without it
-
+    end = time.monotonic() + timeout
     program = which(argv[0])
     if program is None:
         raise HostError(f"{argv[0]}: not installed (not found in {PATH})")
-    env = {"PATH": PATH, "LC_ALL": "C.UTF-8", "HOME": "/root"}
-    out_r, out_w = os.pipe()
-    err_r, err_w = os.pipe()
-    in_r, in_w = os.pipe()
     try:
-        pid = os.posix_spawn(
-            program,
-            list(argv),
-            env,
-            file_actions=[
-                (os.POSIX_SPAWN_DUP2, in_r, 0),
-                (os.POSIX_SPAWN_DUP2, out_w, 1),
-                (os.POSIX_SPAWN_DUP2, err_w, 2),
-            ],
-            setpgroup=0,  # a group of its own, within the session of the check: see kill_session()
-            setsigmask=[],
-            setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM],
-        )
-    except OSError as e:
-        for fd in (out_r, err_r, in_w):
-            os.close(fd)
-        raise HostError(f"{argv[0]}: {e.strerror}") from e
-    finally:
-        for fd in (in_r, out_w, err_w):
-            os.close(fd)
-    end = time.monotonic() + timeout
+        pid, out_r, err_r = _spawn(program, argv, stdin)
+    except (OSError, ValueError) as e:  # ValueError: a NUL in an argument
+        raise HostError(f"{argv[0]}: {getattr(e, 'strerror', None) or e}") from e
     try:
-        with contextlib.suppress(BrokenPipeError):
-            os.write(in_w, stdin)
-        os.close(in_w)
-        out, err = read_all([out_r, err_r], end)
+        out, err = _read(pid, [out_r, err_r], end)
         code = _wait(pid, end)
     except TimeoutError:
-        _kill_group(pid)
-        raise HostError(f"{argv[0]}: no answer within {timeout:g} s{stuck_in(pid)}") from None
+        where = stuck_in(pid)
+        _kill_and_reap(pid)
+        raise HostError(f"{argv[0]}: no answer within {timeout:g} s{where}") from None
     except BaseException:
-        _kill_group(pid)
+        _kill_and_reap(pid)
         raise
     finally:
         os.close(out_r)
         os.close(err_r)
+    if len(out) > OUTPUT_LIMIT:
+        raise HostError(f"{argv[0]}: said more than {OUTPUT_LIMIT} bytes: not what hostprep expects of it")
     stdout, stderr = out.decode(errors="replace"), err.decode(errors="replace")
     if code != 0:
         said = (stderr.strip() or stdout.strip()).splitlines()
-        how = f"exit {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
-        raise HostError(f"{argv[0]}: {how}" + (f": {clean(said[-1])}" if said else ""))
+        raise HostError(f"{argv[0]}: {_ending(code)}" + (f": {clean(said[-1])}" if said else ""))
     return stdout
 
 
@@ -99,32 +79,177 @@ def clean(text: str, limit: int = 300) -> str:
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
+def _spawn(program: str, argv: Sequence[str], stdin: bytes) -> tuple[int, int, int]:
+    """Start a command; its pid, and where its stdout and stderr come out."""
+    import signal  # not at the top: looking at a host that needs no command does without it
+
+    _prepare_for_children()
+    with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+        out_r, out_w = _pipe(ours, theirs)
+        err_r, err_w = _pipe(ours, theirs)
+        pid = os.posix_spawn(
+            program,
+            list(argv),
+            {"PATH": PATH, "LC_ALL": "C.UTF-8", "HOME": "/root"},
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, _stdin(stdin, theirs), 0),
+                (os.POSIX_SPAWN_DUP2, out_w, 1),
+                (os.POSIX_SPAWN_DUP2, err_w, 2),
+            ],
+            setpgroup=0,  # a group of its own, within the session of the check: see kill_families()
+            setsigmask=[],
+            setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD],
+        )
+        ours.pop_all()
+    return pid, out_r, err_r
+
+
+def _pipe(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int, int]:
+    reader, writer = os.pipe()
+    ours.callback(os.close, reader)
+    theirs.callback(os.close, writer)
+    return reader, writer
+
+
+def _stdin(data: bytes, closing: contextlib.ExitStack) -> int:
+    """A file of this content. Not a pipe: a command that does not read it would hold us up."""
+    fd = os.memfd_create("stdin") if data else os.open(os.devnull, os.O_RDONLY)
+    closing.callback(os.close, fd)
+    if data:
+        with open(fd, "wb", closefd=False) as f:
+            f.write(data)
+        os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def _read(pid: int, fds: Sequence[int], end: float) -> list[bytes]:
+    """What a command writes into some pipes. TimeoutError at `end` (monotonic seconds).
+
+    It is complete when the pipes close, or when the command has ended and they are empty: a daemon that it
+    left behind may keep them open for ever. The first pipe may hold OUTPUT_LIMIT, and no more is read.
+    """
+    received = {fd: bytearray() for fd in fds}
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    waiting = set(fds)
+    while waiting and len(received[fds[0]]) <= OUTPUT_LIMIT:
+        if (left := end - time.monotonic()) <= 0:
+            raise TimeoutError
+        ended = _exit_code(pid) is not None
+        ready = poll.poll(0 if ended else min(left, _TICK_S) * 1000)
+        if ended and not ready:
+            break
+        for fd, _ in ready:
+            data = os.read(fd, 65536)
+            if not data:
+                poll.unregister(fd)
+                waiting.discard(fd)
+            elif len(received[fd]) <= OUTPUT_LIMIT:
+                received[fd] += data
+    if len(received[fds[0]]) > OUTPUT_LIMIT:
+        kill_families({pid})
+    return [bytes(received[fd]) for fd in fds]
+
+
+def _wait(pid: int, end: float) -> int:
+    """Reap a child; its exit code (negative: the signal). TimeoutError at `end`."""
+    pause = 0.0005
+    while (code := _exit_code(pid)) is None:
+        if time.monotonic() > end:
+            raise TimeoutError
+        time.sleep(pause)
+        pause = min(pause * 2, 0.02)
+    os.waitpid(pid, 0)
+    return code
+
+
+def _exit_code(pid: int) -> int | None:
+    """The exit code (negative: the signal) of a child that has ended, which is not reaped: its pid stays its own."""
+    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if ended is None:
+        return None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+
+def _kill_and_reap(pid: int) -> None:
+    kill_families({pid})
+    with contextlib.suppress(TimeoutError):
+        _wait(pid, time.monotonic() + _REAP_S)
+
+
+# -- functions ------------------------------------------------------------------------------------
+
+
 class Child:
     """A forked child that runs one function and answers over a pipe."""
 
-    def __init__(self, work: Callable[[], bytes]) -> None:
+    def __init__(self, work: Callable[[], bytes], limit: float) -> None:
         self.answer, writer = os.pipe()
+        self.received = bytearray()
+        self.seconds: float | None = None  # that it took; None while it has not finished
+        self.where = ""  # evidence, where it did not finish
+        self.code: int | None = None  # None while it has not ended
         self.started = time.monotonic()
-        self.pid = os.fork()
+        try:
+            self.pid = os.fork()
+        except OSError:
+            os.close(self.answer)
+            os.close(writer)
+            raise
         if self.pid == 0:
-            code = 1
-            try:
-                os.setsid()
-                os.close(self.answer)
-                data = work()
-                while data:
-                    data = data[os.write(writer, data) :]
-                code = 0
-            finally:
-                os._exit(code)
+            _live(work, writer, limit)
         os.close(writer)
 
-    def close(self) -> int | None:
-        """Reap it; its wait status, or None when it would not go: then it is left behind."""
-        os.close(self.answer)
-        with contextlib.suppress(TimeoutError):
-            return _wait(self.pid, time.monotonic() + _REAP_S)
-        return None
+    def listen(self) -> bool:
+        """Take what has come; is there more to come?"""
+        data = os.read(self.answer, 65536)
+        self.received += data
+        if data and len(self.received) <= OUTPUT_LIMIT:
+            return True
+        self.seconds = time.monotonic() - self.started
+        return False
+
+    def gone(self) -> bool:
+        """Has it ended? If so it is reaped, and before that, when it ended badly, all that it left behind is killed."""
+        if self.code is None and (code := _exit_code(self.pid)) is not None:
+            if code:
+                kill_families({self.pid})
+            os.waitpid(self.pid, 0)
+            self.code = code
+        return self.code is not None
+
+    def result(self, deadline: float) -> bytes | str:
+        """Its answer, or a sentence that says why there is none."""
+        if self.seconds is None:
+            return f"no answer within {deadline:g} s{self.where}"
+        if len(self.received) > OUTPUT_LIMIT:
+            return f"answered more than {OUTPUT_LIMIT} bytes"
+        return bytes(self.received) if self.code == 0 and self.received else f"gave no answer: {_ending(self.code)}"
+
+
+def _live(work: Callable[[], bytes], writer: int, limit: float) -> NoReturn:
+    """The life of a child. It holds nothing of its parent's but the pipe: one that is stuck would otherwise hold
+    a lock, or the stdout that a caller reads to its end, long after the parent is gone."""
+    code = 1
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) > 2 and int(name) != writer:
+                with contextlib.suppress(OSError):
+                    os.close(int(name))
+        signals = _signals()
+        signals.signal(signals.SIGALRM, signals.SIG_DFL)
+        signals.alarm(int(limit) + 2)  # should the parent be killed meanwhile, nobody else would end us
+        data = work()
+        while data:
+            data = data[os.write(writer, data) :]
+        code = 0
+    finally:
+        os._exit(code)
 
 
 def gather(works: Iterable[tuple[str, Callable[[], bytes]]], deadline: float) -> dict[str, tuple[bytes | str, float]]:
@@ -134,54 +259,80 @@ def gather(works: Iterable[tuple[str, Callable[[], bytes]]], deadline: float) ->
     that is still there at the deadline is killed with everything it started; one that cannot be killed
     (stuck in the kernel) is left behind: waiting for it would hang us too.
     """
-    children = {name: Child(work) for name, work in works}
-    pipes = {child.answer: name for name, child in children.items()}
-    received: dict[str, bytearray] = {name: bytearray() for name in children}
-    took: dict[str, float] = {}
+    _prepare_for_children()
     end = time.monotonic() + deadline
+    children: dict[str, Child | str] = {}
+    try:
+        for name, work in works:
+            try:
+                children[name] = Child(work, deadline)
+            except OSError as e:
+                children[name] = f"no process could be started to look: {e.strerror}"
+        _listen(_started(children), end)
+    finally:
+        _end(_started(children))
+    return {
+        name: (child, 0.0)
+        if isinstance(child, str)
+        else (child.result(deadline), deadline if child.seconds is None else child.seconds)
+        for name, child in children.items()
+    }
+
+
+def _started(children: Mapping[str, Child | str]) -> list[Child]:
+    return [child for child in children.values() if isinstance(child, Child)]
+
+
+def _listen(children: Iterable[Child], end: float) -> None:
+    """Read what children answer, until each is done or the end (monotonic seconds) has come."""
     poll = select.poll()
-    for fd in pipes:
+    waiting = {child.answer: child for child in children}
+    for fd in waiting:
         poll.register(fd, select.POLLIN)
-    while pipes and (left := end - time.monotonic()) > 0:
+    while waiting and (left := end - time.monotonic()) > 0:
         for fd, _ in poll.poll(left * 1000):
-            name = pipes[fd]
-            data = os.read(fd, 65536)
-            received[name] += data
-            if not data or len(received[name]) > OUTPUT_LIMIT:
-                took[name] = time.monotonic() - children[name].started
+            if not waiting[fd].listen():
                 poll.unregister(fd)
-                del pipes[fd]
-    late = set(pipes.values())
-    answers: dict[str, tuple[bytes | str, float]] = {}
-    for name, child in children.items():
-        if name in late:
-            where = stuck_in(child.pid)
-            kill_session(child.pid)
-            child.close()
-            answers[name] = f"no answer within {deadline:g} s{where}", deadline
-            continue
-        code = child.close()
-        if code == 0:
-            answers[name] = bytes(received[name]), took[name]
-        else:
-            kill_session(child.pid)
-            answers[name] = _ending(code), took[name]
-    return answers
+                del waiting[fd]
+
+
+def _end(children: Sequence[Child]) -> None:
+    """Kill those that are not done, and reap all, within one limit for them together."""
+    unfinished = [c for c in children if c.seconds is None or len(c.received) > OUTPUT_LIMIT]
+    for child in unfinished:
+        child.where = stuck_in(child.pid)
+    for child in children:
+        os.close(child.answer)
+    if unfinished:
+        kill_families({child.pid for child in unfinished})
+    end = time.monotonic() + _REAP_S
+    pause = 0.0005
+    left = list(children)
+    while (left := [child for child in left if not child.gone()]) and time.monotonic() < end:
+        time.sleep(pause)
+        pause = min(pause * 2, 0.02)
+    if left:
+        kill_families({child.pid for child in left})
 
 
 def _ending(code: int | None) -> str:
+    if code is None:
+        return "does not end"
+    if code >= 0:
+        return f"exit {code}"
     import signal
 
-    if code is not None and code < 0:
-        return f"crashed: {signal.Signals(-code).name}"
-    return "ended without an answer" if code is None else f"ended without an answer (exit {code})"
+    names = {s.value: s.name for s in signal.Signals}  # real-time signals have no names
+    return f"killed by {names.get(-code, f'signal {-code}')}"
+
+
+# -- both -----------------------------------------------------------------------------------------
 
 
 def stuck_in(pid: int) -> str:
     """Evidence about a process that does not answer: ` (state D in percpu_rwsem_wait)`, or ''."""
     try:
-        with open(f"/proc/{pid}/stat") as f:
-            state = f.read().rpartition(")")[2].split()[0]
+        state = _stat(pid)[0]
         with open(f"/proc/{pid}/wchan") as f:
             where = f.read().strip("0")
     except OSError:
@@ -189,58 +340,59 @@ def stuck_in(pid: int) -> str:
     return f" (state {state} in {where})" if where else f" (state {state})"
 
 
-def kill_session(sid: int) -> None:
-    """Kill every process of a session: a check's child and all commands that it started."""
+def kill_families(roots: set[int]) -> None:
+    """Kill these children of ours and all that they started: their sessions, groups and descendants.
+
+    They must not have been reaped yet, or their numbers could be another's. Only a daemon that left its session
+    and whose parent is gone gets away.
+    """
+    killed: set[int] = set()
+    for _ in range(5):  # what is started while we look is found by looking again
+        found = _families(roots) - killed
+        if not found:
+            return
+        for pid in found:
+            with contextlib.suppress(OSError):
+                os.kill(pid, _SIGKILL)
+        killed |= found
+
+
+def _families(roots: set[int]) -> set[int]:
+    parents: dict[int, int] = {}
+    members: set[int] = set()
     for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            with open(f"/proc/{entry}/stat") as f:
-                fields = f.read().rpartition(")")[2].split()
-            if int(fields[3]) == sid:
-                os.kill(int(entry), _SIGKILL)
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                _, parent, group, session = _stat(int(entry))[:4]
+                parents[int(entry)] = int(parent)
+                if roots & {int(entry), int(group), int(session)}:
+                    members.add(int(entry))
+    while more := {pid for pid, parent in parents.items() if parent in members} - members:
+        members |= more
+    return members
 
 
-def read_all(fds: Sequence[int], end: float) -> list[bytes]:
-    """Everything that comes out of some pipes until they close. TimeoutError at `end` (monotonic seconds)."""
-    received = {fd: bytearray() for fd in fds}
-    poll = select.poll()
-    for fd in fds:
-        poll.register(fd, select.POLLIN)
-    waiting = set(fds)
-    while waiting:
-        if (left := end - time.monotonic()) <= 0:
-            raise TimeoutError
-        for fd, _ in poll.poll(left * 1000):
-            data = os.read(fd, 65536)
-            if not data:
-                poll.unregister(fd)
-                waiting.discard(fd)
-            elif len(received[fd]) < OUTPUT_LIMIT:
-                received[fd] += data
-    return [bytes(received[fd]) for fd in fds]
+def _stat(pid: int) -> list[str]:
+    """State, parent, group, session and what follows them in proc_pid_stat(5)."""
+    with open(f"/proc/{pid}/stat", "rb") as f:
+        return f.read().rpartition(b")")[2].decode().split()
 
 
-def _wait(pid: int, end: float) -> int:
-    """The exit code (negative: the signal) of a child. TimeoutError at `end`."""
-    pause = 0.0005
-    while True:
-        try:
-            done, status = os.waitpid(pid, os.WNOHANG)
-        except OSError as e:
-            if e.errno == errno.ECHILD:
-                return 0
-            raise
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > end:
-            raise TimeoutError
-        select.poll().poll(pause * 1000)
-        pause = min(pause * 2, 0.02)
+def _prepare_for_children() -> None:
+    """Undo what whoever started us may have done to our children.
+
+    With SIGCHLD ignored the kernel throws exit statuses away. With stdin, stdout or stderr closed, a pipe of
+    ours would become one of them.
+    """
+    signals = _signals()
+    if signals.getsignal(signals.SIGCHLD) == signals.SIG_IGN:
+        signals.signal(signals.SIGCHLD, signals.SIG_DFL)
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
 
 
-def _kill_group(pid: int) -> None:
-    with contextlib.suppress(OSError):
-        os.killpg(pid, _SIGKILL)
-    with contextlib.suppress(TimeoutError):
-        _wait(pid, time.monotonic() + _REAP_S)
+def _signals() -> Any:
+    import _signal  # type: ignore[import-not-found,unused-ignore]  # signal without its enums, which cost a millisecond
+
+    return _signal

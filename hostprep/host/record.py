@@ -4,37 +4,54 @@ A recording is a tree of the files that were read, and in `.hostprep/*.jsonl` th
 files: commands, links, listings, what was not there and what could not be read. A question that was
 never asked while recording has no answer: it is unknown, not absent. A plain tree without `.hostprep` is
 taken as it is.
+
+Only its owner can read a recording. Passwords in the files and commands that checks read (GRUB's, those of network
+mounts) are left out of it.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from hostprep.errors import HostError
-from hostprep.host import Host, Space
+from hostprep.host import FileState, Host, Space
 
 ANSWERS = ".hostprep"
+_SECRETS = re.compile(
+    rb"(grub\.pbkdf2\.)[\w.]+"  # grub-mkpasswd-pbkdf2
+    rb"|(^\s*password\s+\S+\s+)\S+"  # GRUB's plain one
+    rb"|((?:\b|_)(?:pass|passwd|password|secret|token)=)[^\s,\"'\\]+",  # mount.cifs(8), arguments of dracut
+    re.M | re.I,
+)
 T = TypeVar("T")
 
 
 class Recorder(Host):
-    """This machine, with everything it answers kept in a directory."""
+    """This machine, with everything it answers kept in a new or empty directory. OSError when there is none."""
 
     def __init__(self, into: str) -> None:
         super().__init__()
         self.into = os.path.abspath(into)
-        os.makedirs(os.path.join(self.into, ANSWERS), exist_ok=True)
+        os.makedirs(self.into, mode=0o700, exist_ok=True)
+        if os.listdir(self.into):  # two hosts, or two moments, in one recording would be neither
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), into)
+        os.chmod(self.into, 0o700)
+        os.mkdir(os.path.join(self.into, ANSWERS))
 
     def read_bytes(self, path: str) -> bytes | None:
         data = self._ask("read", path, lambda: super(Recorder, self).read_bytes(path), keep=lambda d: d is None)
         if data is not None:
             copy = self.into + path
             os.makedirs(os.path.dirname(copy), exist_ok=True)
-            with open(copy, "wb") as f:
-                f.write(data)
+            own = f"{copy}.{os.getpid()}"  # another check may be recording the same file
+            with open(own, "wb") as f:
+                f.write(without_secrets(data))
+            os.replace(own, copy)
         return data
 
     def names(self, path: str) -> list[str]:
@@ -76,7 +93,12 @@ class Recorder(Host):
     def _note(self, entry: dict[str, Any]) -> None:
         """Every check records from a process of its own: one file each, so that none waits for another."""
         with open(os.path.join(self.into, ANSWERS, f"{os.getpid()}.jsonl"), "a") as f:
-            f.write(json.dumps(entry) + "\n")
+            f.write(without_secrets(json.dumps(entry).encode()).decode() + "\n")
+
+
+def without_secrets(data: bytes) -> bytes:
+    """The same text, with what looks like a password taken out."""
+    return _SECRETS.sub(lambda m: b"".join(part or b"" for part in m.groups()) + b"REMOVED", data)
 
 
 class RecordedHost(Host):
@@ -85,30 +107,43 @@ class RecordedHost(Host):
     def __init__(self, root: str) -> None:
         super().__init__(os.path.realpath(root), _no_commands)
         self.answers: dict[tuple[str, str], dict[str, Any]] = {}
-        folder = os.path.join(self.root, ANSWERS)
+        folder = f"{self.root}/{ANSWERS}"
         self.complete = os.path.isdir(folder)
         for name in sorted(os.listdir(folder)) if self.complete else []:
-            with open(os.path.join(folder, name)) as f:
-                for line in f:
-                    entry = json.loads(line)
-                    self.answers[entry["ask"], entry["of"]] = entry
+            try:
+                with open(os.path.join(folder, name)) as f:
+                    for line in f:
+                        entry = json.loads(line)
+                        self.answers[entry["ask"], entry["of"]] = entry
+            except (OSError, ValueError, TypeError, KeyError) as e:
+                raise HostError(f"{folder}/{name}: is no recording of hostprep, or a damaged one") from e
 
     def read_bytes(self, path: str) -> bytes | None:
-        if (data := self._recorded("read", path, super().read_bytes)) is None:
-            self._must_be_known(path)
+        data = self._recorded("read", path, super().read_bytes)
+        if data is None and not self._absent(path):
+            raise _not_recorded(path)
         return data
 
     def names(self, path: str) -> list[str]:
-        return self._recorded("list", path, super().names)
+        if self._asked("list", path) or self._absent(path):
+            return self._recorded("list", path, super().names)
+        raise _not_recorded(path)  # what was recorded below it need not be all that was there
 
     def link(self, path: str) -> str | None:
-        return self._recorded("link", path, super().link)
+        if self._asked("link", path) or self.state_kind(path) != "link":
+            return self._recorded("link", path, super().link)
+        raise _not_recorded(path)
 
     def state_kind(self, path: str) -> str:
         kind = self._recorded("kind", path, super().state_kind)
-        if kind == "absent":
-            self._must_be_known(path)
+        if kind == "absent" and not self._absent(path):
+            raise _not_recorded(path)
         return kind
+
+    def state(self, path: str) -> FileState:
+        kind = self.state_kind(path)
+        data = self.read_bytes(path) if kind == "file" else (self.link(path) or "").encode() if kind == "link" else b""
+        return FileState(kind, data or b"")  # mode and owner were not recorded
 
     def resolve(self, path: str) -> str:
         return self._recorded("resolve", path, super().resolve)
@@ -128,6 +163,9 @@ class RecordedHost(Host):
     def write(self, path: str, text: str, timeout: float = 60) -> None:
         raise HostError(f"{path}: a recorded host cannot be changed")
 
+    def restore(self, path: str, state: FileState) -> None:
+        raise HostError(f"{path}: a recorded host cannot be changed")
+
     def _recorded(self, kind: str, question: str, otherwise: Callable[[str], T]) -> T:
         entry = self.answers.get((kind, question))
         if entry is None:
@@ -137,18 +175,25 @@ class RecordedHost(Host):
         answer: T = entry["answer"]
         return answer
 
-    def _must_be_known(self, path: str) -> None:
-        """Absent is only what was seen to be absent."""
-        if not self.complete or ("read", path) in self.answers or ("kind", path) in self.answers:
-            return
-        while path not in ("", "/"):
-            path, _, name = path.rpartition("/")
-            listing = self.answers.get(("list", path or "/"))
-            if listing is not None and name not in listing.get("answer", ()):
-                return
-            if self.answers.get(("kind", path), {}).get("answer") == "absent":
-                return
-        raise HostError("was not recorded")
+    def _asked(self, kind: str, path: str) -> bool:
+        return not self.complete or (kind, path) in self.answers
+
+    def _absent(self, path: str) -> bool:
+        """Was it seen not to be there: itself, or in the listing of a directory above it?"""
+        if not self.complete:
+            return True
+        nothing = {"read": None, "kind": "absent"}
+        if any(self.answers.get((kind, path), {}).get("answer", ...) == gone for kind, gone in nothing.items()):
+            return True
+        above, _, name = path.rstrip("/").rpartition("/")
+        listing = self.answers.get(("list", above or "/"), {}).get("answer")
+        if listing is not None:
+            return name not in listing
+        return above != "" and self._absent(above)
+
+
+def _not_recorded(path: str) -> HostError:
+    return HostError(f"{path}: was not recorded")
 
 
 def _no_commands(argv: Sequence[str], timeout: float, stdin: bytes) -> str:

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable
 from typing import NamedTuple
 
-from hostprep.host import ABSENT, FileState, Host
+from hostprep.host import ABSENT, FileState, Host, Space
 
 
 class Step(NamedTuple):
@@ -51,6 +51,18 @@ class Rehearsal(Host):
             if (directory or "/") == path:
                 (names.discard if state.kind == "absent" else names.add)(name)
         return sorted(names)
+
+    def resolve(self, path: str) -> str:
+        return self._host.resolve(path)
+
+    def space(self, path: str) -> Space:
+        return self._host.space(path)
+
+    def machine(self) -> str:
+        return self._host.machine()
+
+    def clock_synchronised(self) -> bool:
+        return self._host.clock_synchronised()
 
     def run(self, *argv: str, timeout: float = 10, stdin: bytes = b"") -> str:
         self.note(shlex.join(argv))
