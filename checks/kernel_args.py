@@ -12,8 +12,11 @@ it says what somebody meant.
 A parameter must have the value that is asked for and no other one beside it: a second `intel_iommu=off`
 is a failure, since the kernel takes one of the two. Parameters that are meant to be repeated (console, pci,
 ip, memmap, rd.* and their like) are looked for word by word. hugepages, hugepagesz and default_hugepagesz
-are one setting, in order: the kernel reads them by position and the first wins. The `hugepages` check
-does this better.
+are one setting, in order: the kernel reads them by position and the first wins. A reservation that leaves the
+host too little memory to boot is refused. The `hugepages` check does all this better.
+
+To the kernel, `-` and `_` in a name are the same. To others that read its command line they are not
+(cloud-init=disabled), so a name with `-` is looked for, and written, as it is spelled here.
 
 apply writes a file of hostprep's own, /etc/default/grub.d/zz-hostprep-kernel_args.cfg, that takes these
 parameters out of all other sources and adds them, then makes grub.cfg anew; where GRUB's script reads no such
@@ -40,6 +43,7 @@ finish = bootloader.regenerate
 REPEATED = (
     *("console", "earlycon", "earlyprintk", "ip", "pci", "memmap", "module_blacklist", "modprobe.blacklist"),
     *("dyndbg", "nameserver", "acpi_osi", "systemd.mask", "systemd.wants", "systemd.setenv"),
+    *("crashkernel", "video", "ifname", "vlan", "bond"),
 )
 _WORD = r'[^\s"=\x00-\x1f]+=[^"\x00-\x1f]*'
 _NAME = r'[^\s"=\x00-\x1f]+'
@@ -80,6 +84,7 @@ SCHEMA = {
 _HUGEPAGES = "hugepages"
 _ENTRY = "boot/entry"
 _TOTAL = "boot/total-memory"
+_PAGE_SIZE = "boot/page-size"  # in KiB, of huge pages of which the arguments do not say it
 
 
 def inspect(host: Host) -> Facts:
@@ -91,33 +96,41 @@ def inspect(host: Host) -> Facts:
         reading: Reading = boot.later if isinstance(boot.later, Unknown) else later.get(key)
         facts[key] = Fact(now.get(key), reading)
     facts[_ENTRY] = Fact.fixed(boot.later if isinstance(boot.later, Unknown) else boot.entry)
-    facts[_TOTAL] = Fact.fixed(_total_memory(host))
+    memory = _meminfo(host)
+    booted = hugetlb.asked(boot.now, usual_default=0).default
+    facts[_TOTAL] = Fact.fixed(memory["MemTotal"] * 1024 if "MemTotal" in memory else None)
+    facts[_PAGE_SIZE] = Fact.fixed(memory.get("Hugepagesize", 2048) if booted is None else 2048)
     return facts
 
 
-def _total_memory(host: Host) -> int | None:
-    for line in (host.read("/proc/meminfo") or "").splitlines():
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) * 1024
-    return None
+def _meminfo(host: Host) -> dict[str, int]:
+    """/proc/meminfo, in KiB."""
+    fields = (line.split() for line in (host.read("/proc/meminfo") or "").splitlines())
+    return {f[0].rstrip(":"): int(f[1]) for f in fields if len(f) >= 2 and f[1].isdecimal()}
 
 
 def _settings(words: Sequence[str]) -> dict[str, Value]:
-    """Each parameter with its value: text, True for a bare word, a tuple where it stands more than once."""
+    """Each parameter with its value: text, True for a bare word, a tuple where it stands more than once.
+
+    `-` and `_` in a name are one to the kernel, but not to all that read its command line (cloud-init=disabled):
+    a name with `-` is found under both. A word of a parameter that may be repeated is also found by itself.
+    """
     values: dict[str, list[str | bool]] = {}
-    pages: list[str] = []
+    also: dict[str, str] = {}
+    found: dict[str, Value] = {}
     for word in words:
-        name, equals, value = word.partition("=")
-        name = bootloader.name_of(name)
+        spelled, equals, value = word.partition("=")
+        name = bootloader.name_of(word)
         if name in hugetlb.NAMES:
-            pages.append(word)
-        elif _repeated(name):
-            values[word] = [True]
-        else:
-            values.setdefault(name, []).append(value if equals else True)
-    found: dict[str, Value] = {name: _one_or_all(v) for name, v in values.items()}
-    if pages:
-        found[_HUGEPAGES] = tuple(pages)
+            continue
+        values.setdefault(name, []).append(value if equals else True)
+        also[spelled] = name
+        if _repeated(name) and equals:
+            found[word] = True
+    found |= {name: _one_or_all(v) for name, v in values.items()}
+    found |= {spelled: found[name] for spelled, name in also.items()}
+    if pages := tuple(word for word in words if bootloader.name_of(word) in hugetlb.NAMES):
+        found[_HUGEPAGES] = pages
     return found
 
 
@@ -131,7 +144,9 @@ def _repeated(name: str) -> bool:
 
 def decide(facts: Facts, want: Section) -> Goals:
     wanted, unwanted = (want, []) if isinstance(want, list) else (want.get("set", []), want.get("unset", []))
-    values = _settings(wanted) | {word if "=" in word else bootloader.name_of(word): None for word in unwanted}
+    given = _settings(wanted)
+    values: dict[str, Value] = {key: given[key] for key in map(_key, wanted)}
+    values |= {_key(word if "=" in word else bootloader.name_of(word)): None for word in unwanted}
     refused = _refused(facts, wanted)
     # A parameter that is nowhere has no fact; where the next boot cannot be read, that is unknown too.
     unreadable = isinstance(facts[_ENTRY].next_boot, Unknown)
@@ -148,17 +163,26 @@ def decide(facts: Facts, want: Section) -> Goals:
     }
 
 
+def _key(word: str) -> str:
+    """The setting that a word of a profile is about, spelled as it is there: that is what gets written."""
+    name = bootloader.name_of(word)
+    if name in hugetlb.NAMES:
+        return _HUGEPAGES
+    return word if _repeated(name) else word.partition("=")[0]
+
+
 _TOO_MANY = "Ask for fewer pages."
 _ELSEWHERE = "Look at where this host gets its kernel arguments from: its hypervisor, PXE server or boot loader."
 
 
 def _refused(facts: Facts, wanted: Sequence[str]) -> str:
     """K8 on the machine of K1: a reservation that leaves the host nothing to boot with."""
-    total = facts[_TOTAL].current
-    if not isinstance(total, int):
-        return ""
-    pools = hugetlb.asked(wanted, usual_default=2048).bytes()
-    return hugetlb.starves(pools, total, hugetlb.floor(total)) if pools else ""
+    total, page_size = facts[_TOTAL].current, facts[_PAGE_SIZE].current
+    assert isinstance(page_size, int)
+    pools = hugetlb.asked(wanted, usual_default=page_size).bytes()
+    if pools and not isinstance(total, int):
+        return "huge pages are asked for, and how much memory this host has cannot be read (/proc/meminfo)"
+    return hugetlb.starves(pools, total, hugetlb.floor(total)) if pools and isinstance(total, int) else ""
 
 
 def apply(host: Host, changes: Sequence[Change]) -> None:

@@ -8,13 +8,14 @@ count that comes twice is ignored. Appending a second set therefore does nothing
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from hostprep.quantities import show_bytes, show_page_size
 
 NAMES = ("default_hugepagesz", "hugepagesz", "hugepages")
 GIB = 1024**3
+_Count = dict["int | None", int]  # pages by node; None: on the whole host
 
 
 class Asked(NamedTuple):
@@ -28,57 +29,71 @@ class Asked(NamedTuple):
         return sum(size * 1024 * count for size, count in self.pages.items())
 
 
-def asked(arguments: Iterable[str], usual_default: int) -> Asked:
-    """The pools that a kernel would make of these arguments, given the architecture's default size in KiB."""
-    default: int | None = None
-    pages: dict[int, int] = {}
-    by_node: dict[int, dict[int, int]] = {}
+def asked(arguments: Iterable[str], usual_default: int, nodes: Collection[int] | None = None) -> Asked:
+    """The pools that a kernel would make of these arguments, given the architecture's default size in KiB.
+
+    Where the machine's NUMA nodes are given, a list that names another one is void, as it is to the kernel.
+    """
+    result = Asked(None, {}, {})
     declared: set[int] = set()
-    size: int | None = None  # that the next hugepages= is about; None before any size: the default one
+    size: int | None = None  # that the next count is about; None before any size: the default one
     valid = True  # is there a size that it could be about?
     last: int | str | None = "none yet"  # the size that got the last count
-    unsized: str | None = None
+    unsized: _Count = {}  # what came before any size
     for argument in arguments:
         name, _, value = argument.partition("=")
+        name = name.replace("-", "_")
         if name == "default_hugepagesz":
             kib = _size_kib(value)
-            valid = default is None and kib is not None
+            valid = kib is not None and result.default is None
             if valid and kib is not None:
-                default = kib
-                if kib not in declared:
-                    size = kib
+                result = result._replace(default=kib)
+                size = size if kib in declared else kib
                 declared.add(kib)
-                if unsized is not None:
-                    _take(kib, unsized, pages, by_node)
-                    unsized = None
+                if any(unsized.values()):
+                    _take(result, kib, unsized)
+                unsized = {}
         elif name == "hugepagesz":
             kib = _size_kib(value)
-            again = kib in declared and not (kib == default and not pages.get(kib))
+            again = kib in declared and (kib != result.default or result.pages.get(kib, 0) > 0)
             valid = kib is not None and not again
             if valid and kib is not None:
                 size = kib
                 declared.add(kib)
         elif name == "hugepages":
-            if valid and size != last:
-                if size is None:
-                    unsized = value
-                else:
-                    _take(size, value, pages, by_node)
+            count = _count(value, nodes)
+            if valid and size != last and count is not None:
                 last = size
+                if size is None:
+                    unsized = count
+                else:
+                    _take(result, size, count)
             valid = True
-    if unsized is not None:
-        _take(default or usual_default, unsized, pages, by_node)
-    return Asked(default, pages, by_node)
+    if any(unsized.values()):  # hugepages=0 before any size is as if it were not there
+        _take(result, result.default or usual_default, unsized)
+    return result
 
 
-def _take(size: int, value: str, pages: dict[int, int], by_node: dict[int, dict[int, int]]) -> None:
-    if ":" in value:
-        nodes = re.findall(r"(\d+):(\d+)(?:,|$)", value)
-        by_node[size] = {int(node): int(count) for node, count in nodes}
-        pages[size] = sum(by_node[size].values())
-    else:
-        match = re.match(r"\d+", value)
-        pages[size] = int(match[0]) if match else 0
+def _count(text: str, nodes: Collection[int] | None) -> _Count | None:
+    """What follows `hugepages=`: N, or NODE:N,NODE:N. None where the kernel calls it invalid."""
+    if not re.match(r"\d+:", text):
+        number = re.match(r"\d+", text)
+        return {None: int(number[0])} if number else None
+    count: _Count = {}
+    while text:
+        pair = re.match(r"(\d+):(\d+)(,|.*)", text)
+        if pair is None or (nodes is not None and int(pair[1]) not in nodes):
+            return None
+        count[int(pair[1])] = int(pair[2])
+        text = text[pair.end() :]
+    return count
+
+
+def _take(result: Asked, size: int, count: _Count) -> None:
+    result.pages[size] = sum(count.values())
+    result.by_node.pop(size, None)
+    if None not in count:
+        result.by_node[size] = {node: pages for node, pages in count.items() if node is not None}
 
 
 def run(default: int | None, pages: Mapping[int, int]) -> tuple[str, ...]:
@@ -96,11 +111,14 @@ def argument_size(kib: int) -> str:
 
 
 def _size_kib(text: str) -> int | None:
-    match = re.fullmatch(r"(\d+)([KMGkmg]?)", text)
+    """A page size as the kernel reads it: any base, what follows the unit is ignored (lib/cmdline.c, memparse)."""
+    match = re.match(r"(0[xX][0-9a-fA-F]+|\d+)([KMGT]?)", text, re.I)
     if not match:
         return None
-    number = int(match[1])
-    return {"": number // 1024, "k": number, "m": number * 1024, "g": number * 1024**2}[match[2].lower()] or None
+    digits = match[1].lower()
+    number = int(digits, 16 if digits.startswith("0x") else 8 if re.fullmatch("0[0-7]+", digits) else 10)
+    size = number << {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}[match[2].lower()]
+    return size >> 10 if size >= 1 << 16 and size & (size - 1) == 0 else None  # no architecture has another
 
 
 def floor(total: int, keep: int | None = None) -> int:

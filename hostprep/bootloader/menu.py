@@ -1,0 +1,170 @@
+"""The menu of a grub.cfg, and the entry of it that boots when nobody is at the keyboard. Pure.
+
+This reads what grub-mkconfig of the distributions writes, by GRUB's own rules (grub-core/script, normal/menu.c);
+it is no interpreter of GRUB script: both branches of an `if` are taken.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from hostprep.errors import HostError
+
+Variables = Mapping[str, str]
+
+
+class Entry(NamedTuple):
+    """A line of the menu. `words` are the kernel's arguments; None where it starts no Linux that can be read here."""
+
+    title: str
+    id: str
+    words: tuple[str, ...] | None
+    children: tuple[Entry, ...] = ()
+
+
+def default(script: str, env: Variables, bls: Sequence[Entry] = ()) -> Entry:
+    """The entry that boots by itself; `bls` are those that the command `blscfg` puts into the menu."""
+    entries = parse(script, env, bls)
+    if not entries:
+        raise HostError("grub.cfg: no menu entry found in it")
+    # `1>2` leads into a submenu, `>>` is a `>` of the title; what is not there is the first (get_entry_number)
+    path = [part.replace(">>", ">") for part in re.split(r"(?<!>)>(?!>)", _wanted(script, env))]
+    entry = _pick(entries, path.pop(0))
+    while entry.children:
+        entry = _pick(entry.children, path.pop(0) if path else "")
+    return entry
+
+
+def _pick(entries: Sequence[Entry], wanted: str) -> Entry:
+    if wanted.isdecimal():
+        return entries[int(wanted)] if int(wanted) < len(entries) else entries[0]
+    return next((entry for entry in entries if wanted and wanted in (entry.id, entry.title)), entries[0])
+
+
+def _wanted(script: str, env: Variables) -> str:
+    """What the script makes of its variable `default`: the last that it is set to, unless grub-reboot asked once."""
+    settings = [match[1] for match in re.finditer(r"^\s*(?:set\s+)?default=(.*)$", script, re.M)]
+    once = env.get("next_entry", "")
+    if once and any("next_entry" in setting for setting in settings):
+        return once
+    values = ["".join(tokens(setting, env)[:1]) for setting in settings]
+    return next((value for value in reversed(values) if value), "0")
+
+
+class _Open(NamedTuple):
+    """A menuentry or submenu whose end has not come yet."""
+
+    title: str
+    id: str
+    children: list[Entry]
+    linux: list[tuple[str, ...]]
+
+
+def parse(script: str, env: Variables, bls: Sequence[Entry] = ()) -> tuple[Entry, ...]:
+    """All entries, as far as `menuentry`, `submenu`, `blscfg` and `linux` lines go."""
+    variables, exported = _variables(script, env)
+    stack = [_Open("", "", [], [])]
+    braces: list[bool] = []  # of each open brace: does it open an entry?
+    for line in map(str.strip, script.splitlines()):
+        if re.match(r"(menuentry|submenu)\s", line):
+            title, ident = _heading(line)
+            if line.endswith("}"):  # menuentry 'Firmware' { fwsetup }
+                stack[-1].children.append(Entry(title, ident, None))
+            else:
+                stack.append(_Open(title, ident, [], []))
+                braces.append(True)
+        elif re.match(r"linux(16|efi)?\s", line):
+            # A submenu is a context of its own: variables that are not exported are not there.
+            visible = variables if len(stack) <= 2 else {k: v for k, v in variables.items() if k in exported}
+            stack[-1].linux.append(_kernels(tokens(line, visible)[2:]))
+        elif line == "blscfg":
+            stack[-1].children.extend(bls)
+        elif line.endswith("{"):
+            braces.append(False)
+        elif line == "}" and braces and braces.pop():
+            done = stack.pop()
+            sure = len(set(done.linux)) == 1  # not when two branches of an `if` differ
+            words = done.linux[0] if sure else None
+            stack[-1].children.append(Entry(done.title, done.id, words, tuple(done.children)))
+    return tuple(stack[0].children)
+
+
+def _kernels(words: Sequence[str]) -> tuple[str, ...]:
+    """Those before `--`: what follows is for init."""
+    return tuple(words[: words.index("--")] if "--" in words else words)
+
+
+def _heading(line: str) -> tuple[str, str]:
+    """Title and id of a menuentry or submenu."""
+    words = iter(tokens(line, {"menuentry_id_option": "--id"})[1:])
+    title = ident = ""
+    for word in words:
+        if word in ("--id", "--class", "--users", "--hotkey", "--source"):
+            value = next(words, "")
+            ident = value if word == "--id" else ident
+        elif not word.startswith("--"):
+            title = title or word
+    return title, ident
+
+
+def _variables(script: str, env: Variables) -> tuple[dict[str, str], set[str]]:
+    """What the script sets its variables to, beneath what grubenv says, and the names that it exports."""
+    variables: dict[str, str] = {}
+    exported: set[str] = set()
+    for match in re.finditer(r"^\s*(?:set\s+(\w+)=(.*)|export\s+(\w+)\s*)$", script, re.M):
+        if match[3]:
+            exported.add(match[3])
+        elif value := "".join(tokens(match[2], variables)[:1]):
+            variables[match[1]] = value
+    return variables | dict(env), exported
+
+
+def tokens(text: str, variables: Variables) -> list[str]:
+    """The words of one command of GRUB script: quotes off, variables put in; one that was never set is empty."""
+    found: list[str] = []
+    word: str | None = None  # None: between words
+    for piece in re.finditer(
+        r"""'(?P<literal>[^']*)'|"(?P<quoted>(?:\\.|[^"\\])*)"|\\(?P<escaped>.)|\$\{?(?P<name>\w+)\}?"""
+        r"""|(?P<blank>\s+)|(?P<end>[;&|{}<>])|(?P<plain>.)""",
+        text,
+    ):
+        kind, value = piece.lastgroup, piece[piece.lastgroup or 0]
+        if kind == "end" or (kind == "plain" and value == "#" and word is None):
+            break
+        if kind == "blank":
+            found += [] if word is None else [word]
+            word = None
+        elif kind == "name":  # without quotes, what it holds falls into words
+            first, *more = variables.get(value, "").split() or [""]
+            word = (word or "") + first if word is not None or first else None
+            for part in more:
+                found.append(word or "")
+                word = part
+        else:
+            word = (word or "") + (_in_quotes(value, variables) if kind == "quoted" else value)
+    return found if word is None else [*found, word]
+
+
+def _in_quotes(text: str, variables: Variables) -> str:
+    """The content of double quotes: there `\\` is special before `$`, `"` and itself only."""
+    return re.sub(r'\\([\\"$])|\$\{(\w+)\}|\$(\w+)', lambda m: m[1] or variables.get(m[2] or m[3], ""), text)
+
+
+def bls_words(options: str, script: str, env: Variables) -> tuple[str, ...]:
+    """The arguments in the options of a BLS entry: blscfg puts its variables in before GRUB sees words."""
+    variables, _ = _variables(script, env)
+    return _kernels(tokens(re.sub(r"\$(\w+)", lambda m: variables.get(m[1], "") + " ", options), {}))
+
+
+def quote(word: str) -> str:
+    """A word as it has to stand in GRUB script, so that it stays one and the same."""
+    if re.fullmatch(r"[A-Za-z0-9_.,:=/+@%^~!()-]+", word):
+        return word
+    return '"' + re.sub(r'([\\"$])', r"\\\1", word) + '"'
+
+
+def handed_on(word: str) -> str:
+    """A word as GRUB gives it to the kernel: it escapes quotes and backslashes (grub-core/lib/cmdline.c)."""
+    return re.sub(r"\\(?!x[0-9a-fA-F]{2})|['\"]", r"\\\g<0>", word)
