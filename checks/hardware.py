@@ -6,7 +6,7 @@
       memory: 32GB               # MemTotal, at least; 32GB is decimal, so that a 32 GiB machine passes
       disk: {/: 100GB}           # size of the file system that holds the path, at least
       free: {/var/lib: 20GB}     # free room there, at least
-      ethernet: 1                # physical Ethernet ports, at least (no VFs, no bridges)
+      ethernet: 1                # physical Ethernet ports, at least (no VFs, bridges, bonds, Wi-Fi)
       numa_nodes: 2              # nodes with memory, at least
       architecture: x86_64
       machine: physical          # or vm, or container
@@ -14,14 +14,20 @@
 Firmware and kernel keep some of the memory that is installed: MemTotal of a machine with 32 GiB reads about
 31.2 GiB. Ask for 32GB and it passes, ask for 32GiB and it does not.
 
+A file system that another machine serves (NFS, Lustre ...) is not asked and so unknown: when its server is gone,
+whoever asks waits for ever. Paths are taken as written, symbolic links in them are not followed.
+
 Nothing here can be changed by hostprep, and a reboot changes none of it.
 """
 
 from __future__ import annotations
 
+import re
+from typing import NamedTuple
+
 from hostprep import bootloader
 from hostprep.errors import HostError
-from hostprep.host import Host, attempt
+from hostprep.host import Host, Space, attempt
 from hostprep.model import Desired, Fact, Facts, Goals, Section, Unknown
 from hostprep.quantities import BYTES_PATTERN, parse_bytes
 
@@ -55,12 +61,34 @@ SCHEMA = {
 
 CPUS = "/sys/devices/system/cpu"
 NODES = "/sys/devices/system/node"
+HYPERVISORS = ("/sys/hypervisor/type", "/proc/device-tree/hypervisor")
 ETHERNET = "1"  # ARPHRD_ETHER
-# File systems that a disk, or a disk of another machine, is behind. A network one may hang and is not asked.
+# File systems that answer at once. Any other kind that holds files may be served by another machine, and hang.
 LOCAL = frozenset(
-    ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "reiserfs", "bcachefs", "overlay", "tmpfs")
+    (
+        *("bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "jfs", "ntfs3", "overlay", "reiserfs"),
+        *("tmpfs", "vfat", "xfs", "zfs"),
+    )
 )
-NOT_FOR_FILES = ("/dev", "/run", "/sys")  # tmpfs there is the system's own
+# The kernel's own, and images that are always full: there is no room to be had.
+NOT_FOR_FILES = frozenset(
+    (
+        *("binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs"),
+        *("erofs", "fusectl", "fuse.lxcfs", "hugetlbfs", "iso9660", "mqueue", "nsfs", "proc", "pstore", "ramfs"),
+        *("resctrl", "rpc_pipefs", "securityfs", "selinuxfs", "smackfs", "squashfs", "sysfs", "tracefs"),
+    )
+)
+# tmpfs and overlay below these are the system's own, or one for each container
+NOT_THE_ADMINS = (
+    *("/dev", "/proc", "/run", "/sys"),
+    *("/var/lib/containerd", "/var/lib/containers", "/var/lib/docker", "/var/lib/kubelet"),
+)
+REPRESENTOR = r"(c\d+)?pf\d+(vf|sf)\d+"  # phys_port_name of the host's end of a VF (devlink-port)
+# Makers of virtual machines in DMI, as systemd-detect-virt knows them.
+VM_VENDORS = (
+    *("QEMU", "KVM", "KubeVirt", "OpenStack", "VMware", "VMW", "innotek", "VirtualBox", "Xen", "Bochs", "Parallels"),
+    *("BHYVE", "Hyper-V", "Virtual Machine", "Apple Virtualization", "Amazon EC2", "Google Compute Engine"),
+)
 
 
 def inspect(host: Host) -> Facts:
@@ -73,10 +101,13 @@ def inspect(host: Host) -> Facts:
         "architecture": Fact.fixed(attempt(host.machine)),
         "machine": Fact.fixed(attempt(_machine, host)),
     }
-    for mount in _mounts(host):
-        room = attempt(host.space, mount)
-        facts[f"disk{mount}"] = Fact.fixed(room if isinstance(room, Unknown) else room.size)
-        facts[f"free{mount}"] = Fact.fixed(room if isinstance(room, Unknown) else room.available)
+    mounts = attempt(_mounts, host)
+    if isinstance(mounts, Unknown):
+        return facts | {"disk/": Fact.fixed(mounts), "free/": Fact.fixed(mounts)}
+    for where, kind in mounts.items():
+        room = attempt(_room, host, where, kind)
+        facts[f"disk{where}"] = Fact.fixed(room if isinstance(room, Unknown) else room.size)
+        facts[f"free{where}"] = Fact.fixed(room if isinstance(room, Unknown) else room.available)
     return facts
 
 
@@ -108,55 +139,61 @@ def _holder(facts: Facts, kind: str, path: str) -> str:
 
 
 def _cpus(host: Host) -> int:
+    return len(_online(host))
+
+
+def _online(host: Host) -> list[int]:
     """`0-7,16-23` is 16 CPUs."""
-    text = host.read(f"{CPUS}/online")
-    if text is None:
+    if not (found := _numbers(host.read(f"{CPUS}/online") or "")):
         raise HostError(f"{CPUS}/online: not there")
-    return len(_numbers(text))
-
-
-def _numbers(text: str) -> list[int]:
-    found: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        if first.strip().isdigit():
-            found += range(int(first), int(last or first) + 1)
     return found
 
 
+def _numbers(text: str) -> list[int]:
+    ranges = re.findall(r"(\d+)(?:-(\d+))?", text)
+    if any(len(number) > 6 for bounds in ranges for number in bounds):
+        raise HostError(f"not a list of CPUs or nodes: {text[:40]!r}")
+    return [number for first, last in ranges for number in range(int(first), int(last or first) + 1)]
+
+
 def _cores(host: Host) -> int:
+    """By what tells cores apart: core_id alone may repeat on another die or cluster of the same package."""
     cores = set()
-    for cpu in _numbers(host.read(f"{CPUS}/online") or ""):
-        topology = f"{CPUS}/cpu{cpu}/topology"
-        cores.add((host.read(f"{topology}/physical_package_id"), host.read(f"{topology}/core_id")))
-    if not cores or (None, None) in cores:
-        raise HostError(f"{CPUS}/cpu*/topology: not there")
+    for cpu in _online(host):
+        ids = [host.read(f"{CPUS}/cpu{cpu}/topology/{name}") for name in ("physical_package_id", "die_id", "core_id")]
+        if ids[-1] is None:
+            raise HostError(f"{CPUS}/cpu{cpu}/topology: not there")
+        cores.add((*ids, host.read(f"{CPUS}/cpu{cpu}/topology/cluster_id")))
     return len(cores)
 
 
 def _memory(host: Host) -> int:
-    for line in (host.read("/proc/meminfo") or "").splitlines():
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) * 1024
-    raise HostError("/proc/meminfo: no MemTotal in it")
+    match = re.search(r"^MemTotal:\s+(\d+) kB", host.read("/proc/meminfo") or "", re.M)
+    if not match:
+        raise HostError("/proc/meminfo: no MemTotal in it")
+    return int(match[1]) * 1024
 
 
 def _ethernet(host: Host) -> int:
-    """Ports with a device behind them; a virtual function is not a port."""
-    ports = 0
-    for name in host.names("/sys/class/net"):
-        port = f"/sys/class/net/{name}"
-        if (
-            host.read(f"{port}/type") == ETHERNET
-            and host.exists(f"{port}/device")
-            and not host.exists(f"{port}/device/physfn")
-        ):
-            ports += 1
-    return ports
+    if not host.exists("/sys/class/net"):
+        raise HostError("/sys/class/net: not there")
+    return sum(_is_port(host, f"/sys/class/net/{name}") for name in host.names("/sys/class/net"))
+
+
+def _is_port(host: Host, netdev: str) -> bool:
+    """A port has a device behind it; a virtual function, a subfunction and what stands for one have one, too."""
+    if host.read(f"{netdev}/type") != ETHERNET or not host.exists(f"{netdev}/device"):
+        return False
+    if any(host.exists(f"{netdev}/{name}") for name in ("device/physfn", "device/sfnum", "wireless", "phy80211")):
+        return False
+    name = attempt(host.read, f"{netdev}/phys_port_name")  # most drivers have none: EOPNOTSUPP
+    return not (isinstance(name, str) and re.fullmatch(REPRESENTOR, name))
 
 
 def _numa_nodes(host: Host) -> int:
     text = host.read(f"{NODES}/has_memory")
+    if text is None and not host.exists(CPUS):
+        raise HostError(f"{NODES}: not there")
     return len(_numbers(text)) if text is not None else 1  # a kernel without NUMA is one node
 
 
@@ -165,26 +202,71 @@ def _machine(host: Host) -> str:
         return "container"
     if (cpuinfo := host.read("/proc/cpuinfo")) is None:
         raise HostError("/proc/cpuinfo: not there")
-    flags = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), "")
-    if "hypervisor" in flags.split() or host.exists("/sys/hypervisor/type"):
+    flags = re.search(r"^flags\s*:(.*)", cpuinfo, re.M)  # x86 alone has them
+    if (flags and "hypervisor" in flags[1].split()) or any(host.exists(path) for path in HYPERVISORS):
         return "vm"
-    vendor = f"{host.read('/sys/class/dmi/id/sys_vendor')} {host.read('/sys/class/dmi/id/product_name')}"
-    return (
-        "vm"
-        if any(name in vendor for name in ("QEMU", "KVM", "VMware", "VirtualBox", "Virtual Machine"))
-        else "physical"
-    )
+    dmi = [host.read(f"/sys/class/dmi/id/{name}") or "" for name in ("sys_vendor", "product_name", "bios_vendor")]
+    if any(vendor in text for vendor in VM_VENDORS for text in dmi) and ".metal" not in dmi[1]:
+        return "vm"
+    if not flags and not any(dmi) and not host.exists("/proc/device-tree"):
+        raise HostError("neither the CPU nor the firmware (DMI, device tree) tells whether this is a virtual machine")
+    return "physical"
 
 
-def _mounts(host: Host) -> list[str]:
-    """Mount points of local file systems, by mountinfo (proc(5)); of several on one point the last counts."""
-    mounts: dict[str, str] = {}
-    for line in (host.read("/proc/self/mountinfo") or "").splitlines():
+class _Mount(NamedTuple):
+    parent: str
+    where: str
+    kind: str
+
+
+def _mounts(host: Host) -> dict[str, str]:
+    """Mount points for files that a path can lead to, and the kinds of their file systems (proc(5), mountinfo)."""
+    text = host.read("/proc/self/mountinfo")
+    if text is None:
+        raise HostError("/proc/self/mountinfo: not there")
+    mounts: dict[str, _Mount] = {}
+    for line in text.splitlines():
         head, _, tail = line.partition(" - ")
-        where = head.split()[4].replace(r"\040", " ")
-        mounts[where] = tail.split()[0] if tail else ""
-    return sorted(
-        where
-        for where, kind in mounts.items()
-        if kind in LOCAL and not (kind == "tmpfs" and where.startswith(NOT_FOR_FILES))
-    )
+        fields, kind = head.split(), tail.split()
+        if len(fields) < 6 or not kind:
+            raise HostError(f"/proc/self/mountinfo: cannot be understood: {line[:60]!r}")
+        where = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields[4])
+        mounts[fields[0]] = _Mount(fields[1], where, kind[0])
+    return {m.where: m.kind for m in sorted(_reachable(mounts), key=lambda m: m.where) if _for_files(m)}
+
+
+def _reachable(mounts: dict[str, _Mount]) -> list[_Mount]:
+    """Mounts that no other covers: one on the same point, or one above them that was mounted later."""
+    on: dict[str, list[str]] = {}  # of each mount those that are mounted on it
+    for ident, mount in mounts.items():
+        on.setdefault(mount.parent, []).append(ident)
+    found = []
+    todo = [ident for ident, mount in mounts.items() if mount.parent not in mounts or mount.parent == ident]
+    while todo:
+        ident = todo.pop()
+        mount = mounts[ident]
+        points = {mounts[child].where: child for child in on.get(ident, ()) if child != ident}
+        if mount.where in points:
+            todo.append(points[mount.where])  # what lies beneath cannot be reached, nor what else is mounted there
+            continue
+        found.append(mount)
+        todo += [child for point, child in points.items() if not points.keys() & _directories_above(point)]
+    return found
+
+
+def _directories_above(path: str) -> set[str]:
+    """`/a/b/c` is below /a and /a/b."""
+    names = path.split("/")[1:]
+    return {"/" + "/".join(names[:n]) for n in range(1, len(names))}
+
+
+def _for_files(mount: _Mount) -> bool:
+    if mount.kind in ("tmpfs", "overlay") and mount.where.startswith(NOT_THE_ADMINS):
+        return False
+    return mount.kind not in NOT_FOR_FILES
+
+
+def _room(host: Host, where: str, kind: str) -> Space:
+    if kind not in LOCAL:
+        raise HostError(f"{where}: a file system of kind {kind} is not asked: it may be served by another machine")
+    return host.space(where)

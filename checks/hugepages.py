@@ -26,12 +26,13 @@ unknown. 1 GiB pages need the CPU flag pdpe1gb.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from hostprep import bootloader, hugetlb
-from hostprep.errors import ChangeFailed
+from hostprep.errors import ChangeFailed, HostError
 from hostprep.host import Host, attempt
 from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Reading, Section, Unknown, Value
 from hostprep.quantities import BYTES_PATTERN, PAGE_SIZE_PATTERN, page_size_kib, parse_bytes, show_bytes, show_page_size
@@ -67,7 +68,7 @@ SCHEMA = {
                 _COUNT,
                 {
                     "type": "object",
-                    "patternProperties": {r"^[0-9]+$": _COUNT},
+                    "patternProperties": {r"^[0-9]+$(?!\n)": _COUNT},
                     "additionalProperties": False,
                     "minProperties": 1,
                 },
@@ -82,8 +83,12 @@ NODES = "/sys/devices/system/node"
 TMPFILES = "/etc/tmpfiles.d/hostprep-hugepages.conf"
 TMPFILES_DIRS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/local/lib/tmpfiles.d", "/usr/lib/tmpfiles.d")
 SYSCTL_DIRS = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d")
+PROC_POOLS = ("/proc/sys/vm/nr_hugepages",)  # of the default size
+SYSCTLS = ("vm.nr_hugepages", "vm.nr_hugepages_mempolicy")
+_POOL = re.compile(rf"({POOLS}|{NODES}/node\d+/hugepages)/hugepages-\d+kB/nr_hugepages")
 COUNTERS = {"free": "free_hugepages", "reserved": "resv_hugepages", "surplus": "surplus_hugepages"}
 UNITS = "/etc/systemd/system"
+UNIT_DIRS = (UNITS, "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system")
 MOUNT_UNIT = """\
 # Written by hostprep (check hugepages); `hostprep revert` takes it back.
 [Unit]
@@ -99,6 +104,7 @@ Options=pagesize={size}
 WantedBy=local-fs.target
 """
 GROW_S = 30.0  # how long apply keeps asking the kernel for pages that it has not granted yet
+ARCH_DEFAULT = 2048  # KiB
 FLAGS = {1024 * 1024: "pdpe1gb", 2048: "pse"}  # x86; arm64 has no flags for it
 
 
@@ -108,11 +114,14 @@ FLAGS = {1024 * 1024: "pdpe1gb", 2048: "pse"}  # x86; arm64 has no flags for it
 def inspect(host: Host) -> Facts:
     memory = _meminfo(host)
     boot = attempt(bootloader.read, host)
-    usual = memory.get("Hugepagesize", 2048)
-    later = _next_boot(host, boot, usual)
+    later = _next_boot(host, boot, memory)
+    here = _sizes(host)
     facts: dict[str, Fact] = {}
-    for kib in _sizes(host):
+    for kib in sorted({*here, *(kib for kib, _ in later.pages)}):
         size = show_page_size(kib)
+        if kib not in here:  # a pool that the next boot makes
+            facts[size] = Fact(None, _asked(later, kib, None))
+            continue
         pool = f"{POOLS}/hugepages-{kib}kB"
         facts[size] = Fact(attempt(host.number, f"{pool}/nr_hugepages"), _asked(later, kib, None))
         for name, file in COUNTERS.items():
@@ -122,7 +131,7 @@ def inspect(host: Host) -> Facts:
             facts[f"{size}/node{node}"] = Fact(count, _asked(later, kib, node))
     facts |= _memory_facts(host, memory, facts, later)
     facts["default"] = _default_size(memory, boot)
-    facts |= _mounts(host)
+    facts |= _mounts(host, facts["default"])
     for kib, flag in FLAGS.items():
         facts[f"cpu/{show_page_size(kib)}"] = Fact.fixed(_cpu_offers(host, kib, flag))
     return facts
@@ -132,40 +141,83 @@ class _Later(NamedTuple):
     """What the next boot asks for: page size in KiB and node (None: the whole host) -> pages."""
 
     pages: dict[tuple[int, int | None], int]
-    known: bool  # are the kernel arguments known?
+    unsure: dict[int, Unknown]  # sizes of which the total cannot be told; `pages` then has the most that it can be
+    otherwise: int | Unknown | None  # what a size has that nobody asks for; None: nothing that hostprep can read says
 
 
-def _next_boot(host: Host, boot: bootloader.Boot | Unknown, usual: int) -> _Later:
+def _next_boot(host: Host, boot: bootloader.Boot | Unknown, memory: Mapping[str, int]) -> _Later:
+    """Kernel arguments first; then systemd-sysctl and systemd-tmpfiles write over them."""
     words = boot if isinstance(boot, Unknown) else boot.later
-    later = _Later({}, known=not isinstance(words, Unknown))
+    later = _Later({}, {}, _otherwise(host, words))
+    default = _next_default(memory, boot)
     if not isinstance(words, Unknown):
-        asked = hugetlb.asked(words, usual)
+        asked = hugetlb.asked(words, default, _nodes(host))
         for kib, count in asked.pages.items():
             later.pages[kib, None] = count
         for kib, by_node in asked.by_node.items():
             later.pages.update({(kib, node): count for node, count in by_node.items()})
     if (ruled := _sysctl(host)) is not None:
-        default = usual if isinstance(words, Unknown) else hugetlb.asked(words, usual).default or usual
-        later.pages[default, None] = ruled
-    for path, count in _tmpfiles(host).items():
+        _rule(later, default, ruled)
+    written = _tmpfiles(host)
+    for path, count in written.items():
         if path.startswith(POOLS):
-            later.pages[_kib_of(path), None] = count
-        elif path.startswith(NODES):
-            later.pages[_kib_of(path), int(path.split("/node")[2].split("/")[0])] = count
+            _rule(later, _kib_of(path), count)
+        elif path in PROC_POOLS:
+            _rule(later, default, count)
+    nodes = _nodes(host)
+    for path, count in written.items():
+        if path.startswith(NODES):
+            later.pages[_kib_of(path), _node_of(path)] = count
     for kib in {kib for kib, node in later.pages if node is not None}:
-        on_nodes = sum(count for (k, node), count in later.pages.items() if k == kib and node is not None)
-        later.pages[kib, None] = max(on_nodes, later.pages.get((kib, None), 0))
+        _add_up(later, kib, nodes)
+    for kib in {kib for kib, _ in later.pages}:
+        if kib in FLAGS and not _cpu_offers(host, kib, FLAGS[kib]):  # the kernel ignores such a size
+            for key in [key for key in later.pages if key[0] == kib]:
+                del later.pages[key]
     return later
 
 
-def _asked(later: _Later, kib: int, node: int | None) -> int | None:
-    """Pages asked for; None when nothing on this host asks and the kernel's arguments cannot be read."""
+def _otherwise(host: Host, words: tuple[str, ...] | Unknown) -> int | Unknown | None:
+    if not isinstance(words, Unknown):
+        return 0
+    try:
+        grub = any(host.exists(cfg) for cfg in bootloader.GRUB_CFGS)
+    except HostError:
+        return words
+    return words if grub else None  # GRUB is there and cannot be read: what it asks for is not known
+
+
+def _rule(later: _Later, kib: int, count: int) -> None:
+    """A write to a pool of the whole host takes the place of what was asked for, on nodes too."""
+    for key in [key for key in later.pages if key[0] == kib]:
+        del later.pages[key]
+    later.pages[kib, None] = count
+
+
+def _add_up(later: _Later, kib: int, nodes: Sequence[int]) -> None:
+    """The total of a size that has counts for nodes. Nodes without one keep their share of the rest, if any."""
+    on_nodes = sum(count for (k, node), count in later.pages.items() if k == kib and node in nodes)
+    rest = later.pages.get((kib, None), 0)
+    all_said = all((kib, node) in later.pages for node in nodes)
+    shared = sum(count for (k, node), count in later.pages.items() if k == kib and node is not None)
+    if all_said or rest in (0, shared):
+        later.pages[kib, None] = on_nodes
+    else:
+        why = f"{rest} pages of {show_page_size(kib)} are asked for on the host, and other counts on some of its nodes"
+        later.pages[kib, None] = on_nodes + rest
+        later.unsure[kib] = Unknown(why)
+
+
+def _asked(later: _Later, kib: int, node: int | None) -> Reading:
+    """Pages asked for; None when nothing on this host asks and there is no boot loader that could."""
+    if node is None and kib in later.unsure:
+        return later.unsure[kib]
     count = later.pages.get((kib, node))
-    if count is None and node is not None and not later.pages.get((kib, None)) and later.known:
-        return 0
-    if count is None and node is None and later.known:
-        return 0
-    return count
+    if count is not None:
+        return count
+    if node is not None and later.pages.get((kib, None)):
+        return None  # the kernel spreads them: nothing says how many this node gets
+    return 0 if (kib, None) in later.pages else later.otherwise
 
 
 def _meminfo(host: Host) -> dict[str, int]:
@@ -186,6 +238,10 @@ def _nodes(host: Host) -> list[int]:
     return sorted(int(path.rpartition("node")[2]) for path in host.glob(f"{NODES}/node[0-9]*"))
 
 
+def _node_of(path: str) -> int:
+    return int(path.removeprefix(f"{NODES}/node").partition("/")[0])
+
+
 def _node_pool(node: int, kib: int) -> str:
     return f"{NODES}/node{node}/hugepages/hugepages-{kib}kB/nr_hugepages"
 
@@ -203,13 +259,28 @@ def _memory_facts(host: Host, memory: Mapping[str, int], pools: Facts, later: _L
     facts = {
         "memory/total": Fact.fixed(total),
         "memory/available": Fact.fixed(memory.get("MemAvailable", 0) * 1024),
-        "host-memory": Fact(now, total - asked if asked or later.known else now),
+        "host-memory": Fact(now, _left_next(later, total - asked, now)),
     }
     for node in _nodes(host):
-        for line in (host.read(f"{NODES}/node{node}/meminfo") or "").splitlines():
-            if "MemTotal:" in line:
-                facts[f"memory/node{node}"] = Fact.fixed(int(line.split()[-2]) * 1024)
+        if found := re.search(r"MemTotal:\s+(\d+) kB", host.read(f"{NODES}/node{node}/meminfo") or ""):
+            facts[f"memory/node{node}"] = Fact.fixed(int(found[1]) * 1024)
     return facts
+
+
+def _left_next(later: _Later, left: int, now: Reading) -> Reading:
+    if isinstance(later.otherwise, Unknown):
+        return later.otherwise
+    return left if later.pages or later.otherwise is not None else now
+
+
+def _next_default(memory: Mapping[str, int], boot: bootloader.Boot | Unknown) -> int:
+    """The default page size of the next boot in KiB, as far as it can be told."""
+    now = memory.get("Hugepagesize", ARCH_DEFAULT)
+    if isinstance(boot, Unknown) or isinstance(boot.later, Unknown):
+        return now
+    wanted = hugetlb.asked(boot.later, 0).default
+    # Nothing asked for: the architecture's own, which is today's unless this boot was told another one.
+    return wanted or (now if hugetlb.asked(boot.now, 0).default is None else ARCH_DEFAULT)
 
 
 def _default_size(memory: Mapping[str, int], boot: bootloader.Boot | Unknown) -> Fact:
@@ -218,28 +289,23 @@ def _default_size(memory: Mapping[str, int], boot: bootloader.Boot | Unknown) ->
         return Fact(now, boot)
     if isinstance(boot.later, Unknown):
         return Fact(now, boot.later)
-    wanted, booted = hugetlb.asked(boot.later, 0).default, hugetlb.asked(boot.now, 0).default
-    if wanted is not None:
-        return Fact(now, show_page_size(wanted))
-    # Nothing asked for: the architecture's own, which is today's unless this boot was told another one.
-    return Fact(now, now if booted is None else "2MiB")
+    if now is None and hugetlb.asked(boot.later, 0).default is None:
+        return Fact(now, now)
+    return Fact(now, show_page_size(_next_default(memory, boot)))
 
 
-def _mounts(host: Host) -> dict[str, Fact]:
-    """Where hugetlbfs of each page size is mounted: now, and by fstab or a mount unit at the next boot."""
-    default = show_page_size(_meminfo(host).get("Hugepagesize", 2048))
-    now: dict[str, str] = {}
+def _mounts(host: Host, default: Fact) -> dict[str, Fact]:
+    """The page size of every hugetlbfs, by where it is mounted: now, and by fstab or a mount unit at the next boot."""
+    now: dict[str, Reading] = {}
     for line in (host.read("/proc/self/mounts") or "").splitlines():
-        _, where, kind, options = line.split()[:4]
-        if kind == "hugetlbfs":
-            now.setdefault(_mount_size(options, default), where)
-    later: dict[str, str] = {}
-    for where, options in _mounts_at_boot(host):
-        later.setdefault(_mount_size(options, default), where)
-    return {f"mount/{size}": Fact(now.get(size), later.get(size)) for size in sorted({*now, *later})}
+        fields = line.split()
+        if len(fields) >= 4 and fields[2] == "hugetlbfs":
+            now[fields[1]] = _mount_size(fields[3], default.current)
+    later = {where: _mount_size(options, default.next_boot) for where, options in _mounts_at_boot(host)}
+    return {f"mount{where}": Fact(now.get(where), later.get(where)) for where in sorted({*now, *later})}
 
 
-def _mount_size(options: str, default: str) -> str:
+def _mount_size(options: str, default: Reading) -> Reading:
     for option in options.split(","):
         name, _, value = option.partition("=")
         if name == "pagesize":
@@ -253,19 +319,23 @@ def _argument_kib(text: str) -> int:
 
 
 def _mounts_at_boot(host: Host) -> Iterator[tuple[str, str]]:
+    """Where and with which options. A unit of the admin's hides the one of the same name that a package brought."""
+    units: dict[str, str] = {}
+    for folder in UNIT_DIRS[::-1]:
+        units |= {name: f"{folder}/{name}" for name in host.names(folder) if name.endswith(".mount")}
+    for name, path in units.items():
+        text = host.read(path) if host.link(path) != "/dev/null" else None
+        if text is None or "hugetlbfs" not in text:
+            continue
+        unit = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in text.splitlines())}
+        wanted = any(host.glob(f"{folder}/*.wants/{name}") for folder in UNIT_DIRS)
+        if unit.get("Type") == "hugetlbfs" and wanted:
+            yield unit.get("Where", ""), unit.get("Options", "")
     for line in (host.read("/etc/fstab") or "").splitlines():
         fields = line.split()
-        if len(fields) >= 4 and not line.lstrip().startswith("#") and fields[2] == "hugetlbfs":
+        mounted = len(fields) >= 4 and not fields[0].startswith("#") and "noauto" not in fields[3].split(",")
+        if mounted and fields[2] == "hugetlbfs":
             yield fields[1], fields[3]
-    for folder in (UNITS, "/usr/lib/systemd/system"):
-        for name in host.names(folder):
-            text = host.read(f"{folder}/{name}") if name.endswith(".mount") else None
-            if text is None or "hugetlbfs" not in text:
-                continue
-            unit = dict(line.partition("=")[::2] for line in text.splitlines() if "=" in line)
-            wanted = host.glob(f"{UNITS}/*.wants/{name}") or host.glob(f"/usr/lib/systemd/system/*.wants/{name}")
-            if unit.get("Type") == "hugetlbfs" and wanted:
-                yield unit.get("Where", ""), unit.get("Options", "")
 
 
 def _sysctl(host: Host) -> int | None:
@@ -274,25 +344,33 @@ def _sysctl(host: Host) -> int | None:
     for path in _drop_ins(host, SYSCTL_DIRS):
         for line in (host.read(path) or "").splitlines():
             name, equals, value = line.strip().lstrip("-").partition("=")
-            if equals and name.strip().replace("/", ".") == "vm.nr_hugepages" and value.strip().isdigit():
+            if equals and name.strip().replace("/", ".") in SYSCTLS and value.strip().isdigit():
                 count = int(value)
     return count
 
 
 def _tmpfiles(host: Host) -> dict[str, int]:
-    """Counts that systemd-tmpfiles will write at boot, by file. Of two lines for one file it takes the first."""
-    counts: dict[str, int] = {}
+    """Counts that systemd-tmpfiles will write at boot, by file, patterns resolved (tmpfiles.d(5), type w).
+
+    Of two lines for one path it takes the first, unless a `+` says that both are meant.
+    """
+    lines: dict[str, int] = {}
     for path in _drop_ins(host, TMPFILES_DIRS):
         for line in (host.read(path) or "").splitlines():
             fields = line.split()
-            if (
-                len(fields) >= 7
-                and fields[0].rstrip("+!-") == "w"
-                and fields[1].endswith("/nr_hugepages")
-                and fields[6].isdigit()
-            ):
-                counts.setdefault(fields[1], int(fields[6]))
-    return counts
+            if len(fields) < 7 or not fields[1].startswith("/") or not fields[6].isdigit():
+                continue
+            kind, modifiers = fields[0][0], fields[0][1:]
+            if kind == "w" and fields[1].rpartition("/")[2] in ("nr_hugepages", "nr_hugepages_mempolicy"):
+                if "+" in modifiers:
+                    lines[fields[1]] = int(fields[6])
+                else:
+                    lines.setdefault(fields[1], int(fields[6]))
+    counts: dict[str, int] = {}
+    for pattern, count in lines.items():
+        found = host.glob(pattern) if any(c in pattern for c in "*?[") else [pattern]
+        counts |= dict.fromkeys((path.replace("nr_hugepages_mempolicy", "nr_hugepages") for path in found), count)
+    return {path: count for path, count in counts.items() if path in PROC_POOLS or _POOL.fullmatch(path)}
 
 
 def _drop_ins(host: Host, folders: Sequence[str]) -> list[str]:
@@ -316,7 +394,7 @@ def _cpu_offers(host: Host, kib: int, flag: str) -> bool:
 
 
 def decide(facts: Facts, want: Section) -> Goals:
-    counts = {key: value for key, value in want.items() if key[0].isdigit()}
+    counts = {_spelled(key): value for key, value in want.items() if key[0].isdigit()}
     total = _int(facts["memory/total"].current)
     least = hugetlb.floor(total, parse_bytes(want["keep"]) if "keep" in want else None)
     refused_next = hugetlb.starves(_bytes_next(facts, counts), total, least) if counts else ""
@@ -327,26 +405,33 @@ def decide(facts: Facts, want: Section) -> Goals:
         missing = "" if offered else f"This machine has no pages of {size}: its CPU does not offer them."
         for key, count in _by_place(size, wanted):
             short = _node_short(facts, key, count)
+            have = facts.get(key, Fact.fixed(None))
             goals[key] = Desired(
                 count,
                 op=">=" if count else "==",
                 live=size in facts,
                 persist=offered,
-                refused_now=refused_now or short,
-                refused_next=refused_next or short,
+                # giving pages back to the host is never refused
+                refused_now=(refused_now or short) if count > _int(have.current) else "",
+                refused_next=(refused_next or short) if count > _int(have.next_boot) else "",
                 means=missing,
                 fix=f"Ask for fewer pages, or for less to keep: at present {show_bytes(least)}."
-                if refused_next
+                if refused_next or refused_now
                 else "",
             )
         if want.get("free") == "all":
             goals |= _all_free(size, sum(count for _, count in _by_place(size, wanted)))
     goals["host-memory"] = _left_to_host(facts, total, least)
     if "default" in want:
-        goals["default"] = Desired(want["default"], live=False)
+        goals["default"] = Desired(_spelled(want["default"]), live=False)
     for size, where in want.get("mounts", {}).items():
-        goals[f"mount/{size}"] = Desired(where)
+        goals[f"mount{where}"] = Desired(_spelled(size))
     return goals
+
+
+def _spelled(size: str) -> str:
+    """`1024MiB` as facts have it: `1GiB`."""
+    return show_page_size(page_size_kib(size))
 
 
 def _by_place(size: str, wanted: int | Mapping[str, int]) -> list[tuple[str, int]]:
@@ -451,34 +536,51 @@ def _grow(host: Host, file: str, wanted: int) -> None:
 def _persist(host: Host, wanted: Mapping[str, Value]) -> None:
     """Through kernel arguments where they decide; else through a line that systemd-tmpfiles writes at boot."""
     boot = bootloader.read(host)
+    memory = _meminfo(host)
+    usual = _next_default(memory, boot)
     lines = _own_lines(host)
     overruled = {_kib_of(p) for p in _tmpfiles(host) if p.startswith(POOLS)}
-    if _sysctl(host) is not None:
-        overruled.add(_meminfo(host).get("Hugepagesize", 2048))
+    if _sysctl(host) is not None or any(p in PROC_POOLS for p in _tmpfiles(host)):
+        overruled.add(usual)
     arguments: dict[int, int] = {}
-    default: int | None = None
-    for key, value in wanted.items():
+    for key, value in sorted(wanted.items()):  # the whole host before its nodes
         if key == "default":
-            default = page_size_kib(str(value)) if value is not None else None
-        elif "/" not in key and boot.loader and page_size_kib(key) not in overruled:
-            arguments[page_size_kib(key)] = _int(value)
+            continue
+        kib, on_node = page_size_kib(key.partition("/")[0]), "/" in key
+        if not on_node:  # what we said of its nodes is over
+            lines = {
+                file: count for file, count in lines.items() if not (file.startswith(NODES) and _kib_of(file) == kib)
+            }
+        if not on_node and boot.loader and kib not in overruled:
+            arguments[kib] = _int(value)
         elif value is None:
             lines.pop(_pool_file(key), None)
         else:
             lines[_pool_file(key)] = _int(value)
     if arguments or "default" in wanted:
-        if not boot.loader:
-            raise ChangeFailed(f"the default page size is a kernel argument, and {boot.why}")
-        assert not isinstance(boot.later, Unknown)
-        now = hugetlb.asked(boot.later, 0)
-        if "default" not in wanted:
-            default = now.default
-        run = hugetlb.run(default, {k: v for k, v in now.pages.items() if k not in now.by_node} | arguments)
-        bootloader.put(host, NAME, {**dict.fromkeys(hugetlb.NAMES, ()), "hugepages": run})
+        _put_arguments(host, boot, usual, arguments, wanted)
     if lines != _own_lines(host):
         head = "# Written by hostprep (check hugepages); `hostprep revert` takes it back.\n"
         text = head + "".join(f"w {file} - - - - {count}\n" for file, count in sorted(lines.items()))
         host.replace(TMPFILES, text if lines else None)
+
+
+def _put_arguments(
+    host: Host, boot: bootloader.Boot, usual: int, arguments: Mapping[int, int], wanted: Mapping[str, Value]
+) -> None:
+    """One run of arguments for all sizes: those that are wanted, and those that others asked for before."""
+    if not boot.loader or isinstance(boot.later, Unknown):
+        raise ChangeFailed(f"kernel arguments cannot be set: {boot.why or boot.later}")
+    now = hugetlb.asked(boot.later, usual)
+    default = now.default
+    if "default" in wanted:
+        default = None if wanted["default"] is None else page_size_kib(str(wanted["default"]))
+    by_node = {kib: nodes for kib, nodes in now.by_node.items() if kib not in arguments}
+    run = hugetlb.run(default, {kib: n for kib, n in now.pages.items() if kib not in by_node} | dict(arguments))
+    for kib, nodes in by_node.items():
+        places = ",".join(f"{node}:{count}" for node, count in nodes.items())
+        run += (f"hugepagesz={hugetlb.argument_size(kib)}", f"hugepages={places}")
+    bootloader.put(host, NAME, {**dict.fromkeys(hugetlb.NAMES, ()), "hugepages": run})
 
 
 def _own_lines(host: Host) -> dict[str, int]:
@@ -487,21 +589,22 @@ def _own_lines(host: Host) -> dict[str, int]:
 
 
 def _mount(host: Host, change: Change) -> None:
-    size = hugetlb.argument_size(page_size_kib(change.key.partition("/")[2]))
+    where = change.key.removeprefix("mount")
     if change.after is None:
-        host.run("umount", str(change.before))
+        host.run("umount", where)
         return
-    host.make_directory(str(change.after))
-    host.run("mount", "-t", "hugetlbfs", "-o", f"pagesize={size}", "hugetlbfs", str(change.after))
+    size = hugetlb.argument_size(page_size_kib(str(change.after)))
+    host.make_directory(where)
+    host.run("mount", "-t", "hugetlbfs", "-o", f"pagesize={size}", "hugetlbfs", where)
 
 
 def _persist_mount(host: Host, change: Change) -> None:
-    where = str(change.after if change.after is not None else change.before)
+    where = change.key.removeprefix("mount")
     name = where.strip("/").replace("-", r"\x2d").replace("/", "-") + ".mount"
     if change.after is None:
         host.replace(f"{UNITS}/{name}", None)
         host.replace(f"{UNITS}/local-fs.target.wants/{name}", None)
         return
-    size = hugetlb.argument_size(page_size_kib(change.key.partition("/")[2]))
+    size = hugetlb.argument_size(page_size_kib(str(change.after)))
     host.replace(f"{UNITS}/{name}", MOUNT_UNIT.format(size=size, where=where))
     host.symlink(f"{UNITS}/local-fs.target.wants/{name}", f"{UNITS}/{name}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 
 _BYTES = {"": 1, "B": 1}
 for _power, _letter in enumerate("kMGTP", start=1):
@@ -20,32 +22,60 @@ def parse_bytes(text: str | int) -> int:
     """Bytes of `32GB` (decimal), `32GiB` (binary), `512` or 512. Raises ValueError."""
     if isinstance(text, int):
         return text
-    match = re.match(r"^([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)$", text)
-    if not match or match[2] not in _BYTES:
+    match = re.fullmatch(r"([0-9]+)(\.[0-9]+)? ?([A-Za-z]*)", text)
+    if not match or match[3] not in _BYTES:
         raise ValueError(f"{text!r} is not a size: write 32GB (decimal), 32GiB (binary) or a number of bytes")
-    return round(float(match[1]) * _BYTES[match[2]])
+    unit = _BYTES[match[3]]
+    return int(match[1]) * unit + round(float(match[2] or 0) * unit)
 
 
 def parse_duration(text: str | int) -> int:
     """Seconds of `10m`, `1h30m`, `45s`, `2d` or 90. Raises ValueError."""
     if isinstance(text, int):
         return text
-    if text.isdigit():
+    if re.fullmatch(r"[0-9]+", text):
         return int(text)
-    parts = re.findall(r"([0-9]+)([smhd])", text)
-    if not parts or "".join(n + u for n, u in parts) != text:
+    if not re.fullmatch(r"(?:[0-9]+[smhd])+", text):
         raise ValueError(f"{text!r} is not a duration: write 90s, 10m, 1h30m or 2d")
-    return sum(int(n) * _SECONDS[u] for n, u in parts)
+    return sum(int(number) * _SECONDS[unit] for number, unit in re.findall(r"([0-9]+)([smhd])", text))
 
 
-def show_bytes(number: int) -> str:
-    """`31.2 GiB`, the largest binary unit that leaves a number of at least 1."""
-    value, unit = float(number), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if abs(value) < 1024 or unit == "PiB":
-            break
-        value /= 1024
-    return f"{value:.1f}".removesuffix(".0") + f" {unit}"
+def show_bytes(number: int, like: int | None = None) -> str:
+    """`31.2 GiB`, the largest binary unit that leaves a number of at least 1.
+
+    Beside `like`, a size that somebody wrote, it has the kind of unit which that is round in (`33.5 GB`) and is
+    rounded down, so that what is too little never looks like enough; `like` itself is shown as it was written.
+    """
+    if like is None:
+        return _rounded(number, _BINARY, round)
+    written, units = _as_written(like)
+    return written if number == like else _rounded(number, units, math.floor)
+
+
+_DECIMAL = (1000, ("B", "kB", "MB", "GB", "TB", "PB"))
+_BINARY = (1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"))
+_Units = tuple[int, tuple[str, ...]]
+
+
+def _as_written(number: int) -> tuple[str, _Units]:
+    """The shortest exact form, and its kind of unit: `32 GB` of 32000000000, `4 GiB` of 4294967296."""
+    exact = [
+        (f"{number / base**power:.12g} {unit}", (base, units))
+        for base, units in (_BINARY, _DECIMAL)
+        for power, unit in enumerate(units)
+        if number * 100 % base**power == 0
+    ]
+    shortest = min(exact, key=lambda e: len(e[0].replace("i", "")))
+    return shortest if len(shortest[0]) <= 10 else (_rounded(number, _BINARY, round), _BINARY)
+
+
+def _rounded(number: int, kind: _Units, to_whole: Callable[[float], int]) -> str:
+    """One decimal of the largest unit that leaves at least 1."""
+    base, units = kind
+    tenths = [to_whole(abs(number) * 10 / base**power) for power in range(len(units))]
+    power = next((p for p, t in enumerate(tenths) if t < base * 10), len(units) - 1)
+    sign = "-" if number < 0 else ""
+    return f"{sign}{tenths[power] // 10}.{tenths[power] % 10}".removesuffix(".0") + f" {units[power]}"
 
 
 def show_page_size(kib: int) -> str:

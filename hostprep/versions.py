@@ -1,46 +1,33 @@
-"""Ordering versions by the rules of deb-version(7), for kernel releases of Debian, Ubuntu and RHEL alike. Pure."""
+"""Ordering versions as rpm-version(7) does, for kernel releases of RHEL, Debian and Ubuntu alike. Pure.
+
+dpkg's order (deb-version(7)) would not do: it finds RHEL's 427.13.1.el9_4 older than 427.el9, and takes `generic` of
+5.15.0-121-generic for a revision. For kernel releases of Debian and Ubuntu both orders say the same otherwise, and
+GRUB sorts BLS entries by this one (grub-core/commands/blscfg.c).
+"""
 
 from __future__ import annotations
 
 import re
 
+# Where two versions first differ: `~` is older than the end, and that is older than `^`, letters and a number.
+_TILDE, _END, _CARET, _LETTERS, _NUMBER = range(5)
+_RELEASE_CANDIDATE = re.compile(r"-(?:0\.|0[0-9]+)?rc(?=[0-9])")  # -rc3, Fedora's -0.rc3, Ubuntu's -061000rc3
+
 
 def compare(a: str, b: str) -> int:
     """Negative, zero or positive as version `a` is older than, equal to or newer than `b`."""
-    epoch_a, rest_a = _epoch(a)
-    epoch_b, rest_b = _epoch(b)
-    if epoch_a != epoch_b:
-        return epoch_a - epoch_b
-    # dpkg would set `generic` of 5.15.0-121-generic apart as its revision and so find 5.15.0-121-generic
-    # newer than 5.15.0-122; a kernel release is one run.
-    return _compare_part(rest_a.replace("-rc", "~rc"), rest_b.replace("-rc", "~rc"))
+    key_a, key_b = _key(a), _key(b)
+    return (key_a > key_b) - (key_a < key_b)
 
 
-def _epoch(version: str) -> tuple[int, str]:
-    head, colon, tail = version.partition(":")
-    return (int(head), tail) if colon and head.isdigit() else (0, version)
+def _key(version: str) -> list[tuple[int, int, str]]:
+    """The runs of digits and of letters, and `~` and `^`; whatever else there is only parts them."""
+    epoch, rest = re.fullmatch(r"(?:([0-9]+):)?(.*)", version, re.S).groups()  # type: ignore[union-attr]  # matches all
+    runs = re.findall(r"[0-9]+|[A-Za-z]+|[~^]", _RELEASE_CANDIDATE.sub("~rc", rest))
+    return [(_NUMBER, int(epoch or 0), ""), *(_rank(run) for run in runs), (_END, 0, "")]
 
 
-def _compare_part(a: str, b: str) -> int:
-    """Alternate runs of non-digits (letters first, `~` before the end) and of digits (as numbers)."""
-    while a or b:
-        text_a, digits_a, a = _next_run(a)
-        text_b, digits_b, b = _next_run(b)
-        order_a, order_b = _order(text_a), _order(text_b)
-        if order_a != order_b:
-            return -1 if order_a < order_b else 1
-        if digits_a != digits_b:
-            return digits_a - digits_b
-    return 0
-
-
-def _next_run(part: str) -> tuple[str, int, str]:
-    match = re.match(r"(\D*)(\d*)", part)
-    assert match
-    return match[1], int(match[2] or 0), part[match.end() :]
-
-
-def _order(text: str) -> list[int]:
-    """Sort key of a run of non-digits; the 0 at its end stands between `~` and everything else."""
-    weights = [-1 if c == "~" else ord(c) if c.isalpha() else ord(c) + 256 for c in text]
-    return [*weights, 0]
+def _rank(run: str) -> tuple[int, int, str]:
+    if run.isdigit():
+        return _NUMBER, int(run), ""
+    return {"~": _TILDE, "^": _CARET}.get(run, _LETTERS), 0, run
