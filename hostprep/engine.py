@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
 from hostprep.errors import HostError, HostprepError
 from hostprep.host import Host
 from hostprep.host.process import gather
-from hostprep.judge import judge, plan, refusal, unanswered
+from hostprep.judge import judge, plan, refusal, unanswered, weigh
 from hostprep.model import (
     Change,
     Desired,
@@ -19,6 +18,7 @@ from hostprep.model import (
     Facts,
     Finding,
     Profile,
+    Reading,
     Section,
     Unknown,
     from_json,
@@ -81,14 +81,27 @@ def _inspector(host: Host, check: Check) -> Callable[[], bytes]:
     def work() -> bytes:
         try:
             facts = check.inspect(host)
-            answer = {key: [to_json(fact.current), to_json(fact.next_boot)] for key, fact in facts.items()}
+            return _wire({key: [_plain(key, r) for r in (fact.current, fact.next_boot)] for key, fact in facts.items()})
         except HostError as e:
-            return json.dumps(str(e)).encode()
+            return _wire(str(e))
         except Exception as e:  # noqa: BLE001  # a bug in one check must not hide what the others saw
-            return json.dumps(f"bug in check {check.NAME}: {_where(e)}").encode()
-        return json.dumps(answer).encode()
+            return _wire(f"bug in check {check.NAME}: {_where(e)}")
 
     return work
+
+
+def _wire(answer: object) -> bytes:
+    """JSON in UTF-8. A name of the host that is not text (its odd bytes are surrogates) could not be printed later."""
+    return json.dumps(answer, ensure_ascii=False).encode(errors="replace")
+
+
+def _plain(key: str, reading: Reading) -> object:
+    """A reading as JSON; TypeError on what is none."""
+    texts = (key, *reading) if isinstance(reading, tuple) else (key,)
+    known = reading is None or isinstance(reading, (str, int, tuple, Unknown))
+    if not known or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{key!r}: {type(reading).__name__} is no reading")
+    return to_json(reading)
 
 
 def _where(e: Exception) -> str:
@@ -114,7 +127,8 @@ def examine(host: Host, profile: Profile, checks: Checks, deadline: float = DEAD
     findings: list[Finding] = []
     for name, answer in answers.items():
         findings += _judge(checks[name], answer, profile.sections[name])
-    return Examination([_weigh(f, profile) for f in findings], answers)
+    today = _today()
+    return Examination([weigh(f, profile, today) for f in findings], answers)
 
 
 def _judge(check: Check, answer: Answer, section: Section) -> Iterable[Finding]:
@@ -124,19 +138,6 @@ def _judge(check: Check, answer: Answer, section: Section) -> Iterable[Finding]:
         return list(judge(check.NAME, answer.facts, check.decide(answer.facts, section)))
     except Exception as e:  # noqa: BLE001  # a bug in one check must not hide what the others saw
         return [unanswered(check.NAME, f"bug in check {check.NAME}: {_where(e)}")]
-
-
-def _weigh(finding: Finding, profile: Profile) -> Finding:
-    """Advisory findings, and known ones that somebody accepted. What is unknown cannot be accepted."""
-    advisory = any(p in (finding.check, finding.name) or fnmatchcase(finding.name, p) for p in profile.advisory)
-    waived = ""
-    if finding.status.value in ("fail", "pending-reboot"):
-        for waiver in profile.waivers:
-            if fnmatchcase(finding.name, waiver.finding) and _today() <= waiver.until:
-                owner = f", {waiver.owner}" if waiver.owner else ""
-                waived = f"{waiver.reason} (until {waiver.until}{owner})"
-                break
-    return finding._replace(advisory=advisory, waived=waived)
 
 
 def _today() -> str:
@@ -155,8 +156,8 @@ def planned(examination: Examination, profile: Profile, checks: Checks, allowed:
     """
     wanted: list[Planned] = []
     for finding in examination.findings:
-        check = checks[finding.check]
-        if finding.check in profile.assert_only or fixable(check) is None:
+        accepted = finding.waived or finding.check in profile.assert_only
+        if accepted or fixable(checks[finding.check]) is None:
             continue
         for change in plan([finding]):
             wanted.append(Planned(change, finding.desired, refusal(change, finding.desired, allowed)))

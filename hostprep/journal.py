@@ -2,7 +2,8 @@
 
     {"event": "begin", ...change}    about to make it
     {"event": "end",   ...change}    what the host read afterwards
-    {"event": "file",  ...}          a file about to be written: as it was, and the digest of what it becomes
+    {"event": "file",  ...}          a file about to be written: as it was, and the digest of what it becomes;
+                                     without `before`: what it is now, when the writing is over
 
 Joined end to end, the entries say how the host differs from the one we found. The journal is kept after
 everything was taken back: it is the history of the host.
@@ -20,26 +21,35 @@ from typing import Any, NamedTuple
 
 from hostprep import files
 from hostprep.errors import StateError
-from hostprep.host import ABSENT, FileState
-from hostprep.model import Change, Facet, from_json, to_json
+from hostprep.host import FileState
+from hostprep.model import Change, Facet, Reading, Value, from_json, to_json
 
 
 class Standing(NamedTuple):
-    """A change that stands, and the boot in which it was last touched."""
+    """A change that stands, and the boot in which it was last touched.
+
+    `begun` is the change of this setting that we were cut off in: how far it got, only the host can tell.
+    """
 
     change: Change
     boot_id: str
+    begun: Change | None = None
+
+    def left(self, reading: Reading) -> bool:
+        """Is this what hostprep may have left behind?"""
+        return reading == self.change.after or (self.begun is not None and _on_the_way(reading, self.begun))
 
 
 class KeptFile(NamedTuple):
-    """A file as it was before hostprep first wrote it, and the digest of what hostprep last made of it.
+    """A file as it was before hostprep first wrote it.
 
-    `digest` is None while a foreign tool (update-grub) was writing it: then whatever is there is its work.
+    `ours` are the digests that it has if only hostprep wrote it since; None while a foreign tool (update-grub) was
+    writing it: then whatever is there is its work. Empty when somebody else wrote in between.
     """
 
     path: str
     before: FileState
-    digest: str | None
+    ours: frozenset[str] | None
 
 
 class Journal:
@@ -60,26 +70,30 @@ class Journal:
         entry = {"event": "file", "path": path, "before": _file_to_json(before), "digest": after and digest(after)}
         self._append([entry])
 
+    def settle(self, path: str, now: FileState) -> None:
+        """A file is this now, and nobody is writing it any more. As it was at first: there is nothing to take back."""
+        self._append([{"event": "file", "path": path, "before": None, "digest": digest(now)}])
+
     def standing(self) -> list[Standing]:
         """How the host differs from the host we found, newest difference last.
 
         Changes of one setting are joined end to end, so a change and its undo leave nothing.
-        A begin without an end (we were cut off) counts as done.
+        A begin without an end (we were cut off) counts as done, as far as the host then shows it.
         """
         standing: dict[tuple[str, str, Facet], Standing] = {}
         for entry in self._entries():
             if entry["event"] == "file":
                 continue
-            change = _change_from_json(entry)
+            change: Change = entry["change"]
             setting = (change.check, change.key, change.facet)
-            boot_id = str(entry.get("boot_id", ""))
+            first = standing.pop(setting, None)
+            joined = change if first is None else change._replace(before=origin(first, change.before))
             if entry["event"] == "begin":
-                standing.setdefault(setting, Standing(change, boot_id))
-                continue
-            first = standing.pop(setting, Standing(change, boot_id)).change
-            joined = change._replace(before=first.before)
-            if joined.before != joined.after:
-                standing[setting] = Standing(joined, boot_id)
+                if joined.before == joined.after:  # cut off while undoing counts as not undone
+                    joined = joined._replace(after=change.before)
+                standing[setting] = Standing(joined, entry["boot_id"], begun=change)
+            elif joined.before != joined.after:
+                standing[setting] = Standing(joined, entry["boot_id"])
         return list(standing.values())
 
     def kept_files(self) -> list[KeptFile]:
@@ -88,10 +102,20 @@ class Journal:
         for entry in self._entries():
             if entry["event"] != "file":
                 continue
-            path, now = entry["path"], entry["digest"]
-            before = kept.pop(path).before if path in kept else _file_from_json(entry["before"])
-            if now != digest(before):
-                kept[path] = KeptFile(path, before, now)
+            path, before, now = entry["path"], entry["before"], entry["digest"]
+            known = kept.get(path)
+            if before is None:
+                if known is None or now == digest(known.before):
+                    kept.pop(path, None)
+                elif known.ours is None or known.ours:
+                    kept[path] = known._replace(ours=frozenset({now, digest(known.before)}))
+                continue
+            first = before if known is None else known.before
+            if known is not None and known.ours is not None and digest(before) not in known.ours:
+                kept[path] = known._replace(ours=frozenset())
+            else:
+                ours = None if now is None else frozenset({now, digest(before), digest(first)})
+                kept[path] = KeptFile(path, first, ours)
         return list(kept.values())
 
     def _entries(self) -> Iterator[dict[str, Any]]:
@@ -102,15 +126,11 @@ class Journal:
             return
         except OSError as e:
             raise StateError(f"{self.path}: {e.strerror}") from e
-        torn = lines.pop()  # what a power cut left of a line that was never finished: nothing was done for it
+        lines.pop()  # what a power cut left of a line that was never finished: nothing was done for it
         for number, line in enumerate(lines, start=1):
             try:
-                entry = json.loads(line)
-                if entry["event"] not in ("begin", "end", "file"):
-                    raise ValueError(entry["event"])
+                entry = _parsed(json.loads(line))
             except (ValueError, TypeError, KeyError):
-                if number == len(lines) and not torn:
-                    return
                 raise StateError(
                     f"{self.path}:{number}: damaged: hostprep cannot tell what it changed",
                     "Nothing is taken back on a guess. Mend or remove that line, then try again.",
@@ -141,8 +161,9 @@ class Journal:
 
 
 def digest(state: FileState) -> str:
-    """Identifies a file by content, kind, mode and owner."""
-    head = f"{state.kind} {state.mode:o} {state.uid} {state.gid}\n" if state != ABSENT else "absent\n"
+    """Identifies a file by content, kind, mode and owner. Links have no mode of their own."""
+    mode = 0o777 if state.kind == "link" else state.mode
+    head = f"{state.kind} {mode:o} {state.uid} {state.gid}\n" if state.kind != "absent" else "absent\n"
     return hashlib.sha256(head.encode() + state.data).hexdigest()
 
 
@@ -164,9 +185,45 @@ def _change_to_json(change: Change) -> dict[str, Any]:
     }
 
 
-def _change_from_json(entry: dict[str, Any]) -> Change:
-    before, after = from_json(entry["before"]), from_json(entry["after"])
-    return Change(entry["check"], entry["key"], Facet(entry["facet"]), before, after)  # type: ignore[arg-type]  # never Unknown: a change has values
+def _parsed(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry with its values as they are in memory. ValueError, TypeError or KeyError on what is no entry."""
+    event = entry["event"]
+    if event == "file":
+        before = None if entry["before"] is None else _file_from_json(entry["before"])
+        return {"event": event, "path": str(entry["path"]), "before": before, "digest": entry["digest"]}
+    if event not in ("begin", "end"):
+        raise ValueError(event)
+    ends = (from_json(entry["before"]), from_json(entry["after"]))
+    change = Change(entry["check"], entry["key"], Facet(entry["facet"]), *ends)  # type: ignore[arg-type]  # never Unknown: a change has values
+    return {"event": event, "change": change, "boot_id": str(entry.get("boot_id", ""))}
+
+
+def origin(first: Standing, found: Value) -> Value:
+    """What a setting was before us, when a further change found it at this value.
+
+    Where somebody else has set it in between, what they set is what we found; but of a list to which they only
+    added, what we took away is still ours to give back.
+    """
+    ours = first.change
+    if first.left(found) or found == ours.before:
+        return ours.before
+    if isinstance(found, tuple) and isinstance(ours.before, tuple) and isinstance(ours.after, tuple):
+        added = tuple(item for item in found if item not in ours.after)
+        if len(found) - len(added) == len(ours.after):
+            return (*ours.before, *(item for item in added if item not in ours.before))
+    return found
+
+
+def _on_the_way(reading: Reading, change: Change) -> bool:
+    """Could a change that was cut off have got this far? Some of the pages, some of the swap devices."""
+    before, after = change.before, change.after
+    if reading in (before, after):
+        return True
+    if isinstance(reading, tuple) and isinstance(before, tuple) and isinstance(after, tuple):
+        return set(before) & set(after) <= set(reading) <= set(before) | set(after)
+    if isinstance(reading, int) and isinstance(before, int) and isinstance(after, int):
+        return min(before, after) <= reading <= max(before, after)
+    return False
 
 
 def _file_to_json(state: FileState) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from fnmatch import fnmatchcase
 
 from hostprep import versions
 from hostprep.model import (
@@ -13,6 +14,7 @@ from hostprep.model import (
     Facts,
     Finding,
     Goals,
+    Profile,
     Reading,
     Status,
     Unknown,
@@ -37,7 +39,7 @@ def met(desired: Desired, reading: Value) -> bool:
     if isinstance(desired.value, str):
         return isinstance(reading, str) and versions.compare(reading, desired.value) >= 0
     assert isinstance(desired.value, int)
-    return isinstance(reading, int) and reading >= desired.value
+    return type(reading) is int and reading >= desired.value
 
 
 def status(fact: Fact, desired: Desired) -> Status:
@@ -69,14 +71,6 @@ def plan(findings: Iterable[Finding]) -> list[Change]:
     return sorted(changes, key=lambda c: list(Facet).index(c.facet))
 
 
-def refusals(findings: Iterable[Finding], allowed: Collection[str]) -> Iterator[tuple[Change, str]]:
-    """Changes that are needed and will not be made, each with the reason."""
-    for finding in findings:
-        for change in _changes(finding):
-            if reason := refusal(change, finding.desired, allowed):
-                yield change, reason
-
-
 def refusal(change: Change, desired: Desired | None, allowed: Collection[str]) -> str:
     """Why this change must not be made; empty when it may."""
     if desired is None:
@@ -90,7 +84,28 @@ def refusal(change: Change, desired: Desired | None, allowed: Collection[str]) -
     return ""
 
 
-def show(reading: Reading, unit: str = "") -> str:
+def weigh(finding: Finding, profile: Profile, today: str) -> Finding:
+    """What the profile says of a finding: advisory, only looked at, waived. What is unknown cannot be waived.
+
+    `today` is YYYY-MM-DD. A waiver that has ended is told: else nobody knows why a host is not ready since yesterday.
+    """
+    advisory = any(p in (finding.check, finding.name) or fnmatchcase(finding.name, p) for p in profile.advisory)
+    message, fix, waived = finding.message, finding.fix, ""
+    if finding.check in profile.assert_only and "hostprep apply" in fix:
+        fix = "This profile only looks here (assert_only): whoever owns this setting changes it."
+    if finding.status in (Status.FAIL, Status.PENDING):
+        for waiver in profile.waivers:
+            owner = f", {waiver.owner}" if waiver.owner else ""
+            if not fnmatchcase(finding.name, waiver.finding):
+                continue
+            if today <= waiver.until:
+                waived = f"{waiver.reason} (until {waiver.until}{owner})"
+                break
+            message = f"{message} Its waiver ended on {waiver.until}: {waiver.reason}{owner}.".strip()
+    return finding._replace(advisory=advisory, waived=waived, message=message, fix=fix)
+
+
+def show(reading: Reading) -> str:
     """A reading for a person."""
     if isinstance(reading, Unknown):
         return "unknown"
@@ -100,15 +115,20 @@ def show(reading: Reading, unit: str = "") -> str:
         return "yes" if reading else "no"
     if isinstance(reading, tuple):
         return ", ".join(reading) if reading else "none"
-    if unit == "bytes" and isinstance(reading, int):
-        return show_bytes(reading)
     return str(reading)
+
+
+def show_beside(reading: Reading, desired: Desired | None) -> str:
+    """A reading for a person who knows what is wanted: a size in the kind of unit in which that was written."""
+    if desired is None or desired.unit != "bytes" or isinstance(reading, bool) or not isinstance(reading, int):
+        return show(reading)
+    return show_bytes(reading, desired.value if isinstance(desired.value, int) else None)
 
 
 def show_desired(desired: Desired | None) -> str:
     if desired is None:
         return "an answer"
-    return (">= " if desired.op == ">=" else "") + show(desired.value, desired.unit)
+    return (">= " if desired.op == ">=" else "") + show_beside(desired.value, desired)
 
 
 def _changes(f: Finding) -> Iterator[Change]:
@@ -126,18 +146,14 @@ def _message(found: Status, fact: Fact, desired: Desired) -> str:
         return ""
     if found is Status.UNKNOWN:
         return next(r.reason for r in fact if isinstance(r, Unknown))
-    now, later, wanted = (
-        show(fact.current, desired.unit),
-        show(fact.next_boot, desired.unit),
-        show_desired(desired),
-    )
+    now, later = show_beside(fact.current, desired), show_beside(fact.next_boot, desired)
     if found is Status.PENDING:
         why = f" It cannot be had at once: {desired.refused_now}." if desired.refused_now else ""
         return f"The next boot brings what is wanted; the running system still has {now}.{why}"
     if found is Status.VOLATILE:
         return f"Right now as wanted, but the next boot brings {later}."
     refused = desired.refused_next or desired.refused_now
-    return desired.means or (f"Refused: {refused}." if refused else f"Wanted {wanted}, found {now}.")
+    return desired.means or (f"Refused: {refused}." if refused else f"Wanted {show_desired(desired)}, found {now}.")
 
 
 def _fix(check: str, found: Status, desired: Desired) -> str:

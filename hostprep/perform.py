@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from hostprep.engine import Checks, inspect
-from hostprep.errors import ChangeFailed, HostError, HostprepError
+from hostprep.errors import ChangeFailed, HostprepError, StateError
 from hostprep.host import FileState, Host
 from hostprep.host.rehearsal import Rehearsal, Step
-from hostprep.journal import Journal, KeptFile, Standing, digest
+from hostprep.journal import Journal, KeptFile, Standing, digest, origin
 from hostprep.judge import refusal, show
 from hostprep.model import Change, Desired, Facet, Facts, Reading, Section, Unknown
 from hostprep.registry import Check, Finish, Fixable, finisher, fixable
@@ -23,6 +23,14 @@ class Failure(NamedTuple):
     name: str  # check/key, or a file
     reason: str
     hint: str = ""
+
+
+class _Batch(NamedTuple):
+    """The changes of one check that were made together, and what their files were before."""
+
+    check: Fixable
+    todo: list[Change]
+    written: dict[str, FileState]
 
 
 class Performer:
@@ -49,34 +57,27 @@ class Performer:
         With `sections`, every check decides again from a fresh look: a change which has become unsafe since it
         was planned is refused.
         """
-        finishing: dict[Finish, list[tuple[Fixable, list[Change]]]] = {}
-        written: dict[Finish, dict[str, FileState]] = {}
-        for name in dict.fromkeys(c.check for c in changes):
-            check = fixable(self.checks[name])
-            assert check is not None
-            section = None if sections is None else sections[name]
-            todo = self._still_wanted(check, [c for c in changes if c.check == name], section, allowed)
-            if not todo:
-                continue
-            finish = finisher(check) if todo[0].facet is Facet.NEXT_BOOT else None
-            self._written = {}
-            self.journal.begin(todo)
-            for change in todo:
-                self.progress(_sentence(change))
-            try:
-                check.apply(self.host, todo)
-            except HostprepError as e:
-                self._fail(todo, e)
-                self._put_back(self._written)
-                self._end(check, todo)
-                continue
-            if finish:
-                finishing.setdefault(finish, []).append((check, todo))
-                written.setdefault(finish, {}).update(self._written)
-            else:
-                self._end(check, todo)
-        for finish, batches in finishing.items():
-            self._finish(finish, batches, written[finish])
+        unfinished: dict[Finish | None, list[_Batch]] = {}
+        try:
+            for name in dict.fromkeys(c.check for c in changes):
+                check = fixable(self.checks[name])
+                assert check is not None
+                section = None if sections is None else sections[name]
+                todo = self._still_wanted(check, [c for c in changes if c.check == name], section, allowed)
+                batch = self._make(check, todo) if todo else None
+                if batch is None:
+                    continue
+                if todo[0].facet is Facet.NEXT_BOOT:
+                    unfinished.setdefault(finisher(check), []).append(batch)
+                else:
+                    self._end(batch)
+            while unfinished:
+                finish = next(iter(unfinished))
+                self._finish(finish, unfinished.pop(finish))
+        except BaseException:  # a bug, or somebody at the keyboard: nothing stays half done
+            for batch in (b for batches in unfinished.values() for b in batches[::-1]):
+                self._put_back(batch.written)
+            raise
 
     def _still_wanted(
         self, check: Check, batch: list[Change], section: Section | None, allowed: Collection[str]
@@ -98,50 +99,112 @@ class Performer:
                 todo.append(change)
         return todo
 
-    def _finish(
-        self, finish: Finish, batches: list[tuple[Fixable, list[Change]]], written: dict[str, FileState]
-    ) -> None:
-        """Run what makes written files count, once, and believe only what is then read back."""
-        self._written = written
+    def _make(self, check: Fixable, todo: list[Change]) -> _Batch | None:
+        """Make the changes of one check; None when that failed, and everything was put back."""
+        batch = _Batch(check, todo, {})
+        self._written = batch.written
         try:
-            finish(self.host)
-            for check, todo in batches:
-                self._must_read(check, todo)
+            self.journal.begin(todo)
+            for change in todo:
+                self.progress(_sentence(change))
+            check.apply(self.host, todo)
         except HostprepError as e:
-            self._fail([change for _, todo in batches for change in todo], e)
-            self._put_back(self._written)
-        for check, todo in batches:
-            self._end(check, todo)
+            self._fail(todo, e)
+            self._put_back(batch.written)
+            self._end(batch)
+            return None
+        except BaseException:
+            self._put_back(batch.written)
+            raise
+        return batch
 
-    def _must_read(self, check: Check, todo: Sequence[Change]) -> None:
-        facts = self._facts(check)
-        for change in todo:
+    def _finish(self, finish: Finish | None, batches: list[_Batch]) -> None:
+        """Run what makes written files count, once, and believe only what is then read back.
+
+        When that fails for some checks, everything is put back, and the others are made again without them.
+        """
+        finished: dict[str, FileState] = {}
+        self._written = finished
+        failed: list[_Batch] = []
+        try:
+            if finish is not None:
+                finish(self.host)
+        except HostprepError as e:
+            self._fail([change for batch in batches for change in batch.todo], e)
+            failed = batches
+        except BaseException:
+            for written in (finished, *(b.written for b in batches[::-1])):
+                self._put_back(written)
+            raise
+        else:
+            failed = [batch for batch in batches if not self._reads(batch)]
+        if failed:
+            for written in (finished, *(b.written for b in batches[::-1])):
+                self._put_back(written)
+        self._settle(finished)
+        for batch in batches:
+            self._end(batch)
+        sound = [batch for batch in batches if batch not in failed]
+        if failed and (again := [made for batch in sound if (made := self._make(batch.check, batch.todo))]):
+            self._finish(finish, again)
+
+    def _reads(self, batch: _Batch) -> bool:
+        """Does the next boot bring what was asked for?"""
+        facts = self._facts(batch.check)
+        for change in batch.todo:
             now = facts if isinstance(facts, Unknown) else _reading(facts, change)
             if now != change.after:
                 why = f" ({now.reason})" if isinstance(now, Unknown) else ""
-                raise ChangeFailed(
-                    f"{_name(change)}: wanted {show(change.after)}, but the next boot still brings {show(now)}{why}",
-                    f"Something else on this host decides it. hostprep explain {check.NAME} says what is read.",
-                )
+                reason = f"wanted {show(change.after)}, but the next boot still brings {show(now)}{why}"
+                hint = f"Something else on this host decides it. hostprep explain {batch.check.NAME} says what is read."
+                self._fail(batch.todo, ChangeFailed(f"{_name(change)}: {reason}", hint))
+                return False
+        return True
 
     def _fail(self, todo: Sequence[Change], e: HostprepError) -> None:
         self.failures.append(Failure(", ".join(_name(c) for c in todo), str(e), e.hint))
 
     def _put_back(self, written: Mapping[str, FileState]) -> None:
-        """Nothing half done: files written for a change that failed become what they were."""
+        """Nothing half done: files written for a change that failed become what they were before it.
+
+        That is what an earlier apply made of them, where there was one. A journal that is full does not stop this:
+        it was told before the change that these files are ours.
+        """
         for path, before in reversed(list(written.items())):
             try:
-                self.host.restore(path, before)
+                try:
+                    self.host.restore(path, before)
+                except StateError:
+                    self._looking.restore(path, before)
             except HostprepError as e:
                 self.failures.append(Failure(path, f"could not be put back: {e}", e.hint))
 
-    def _end(self, check: Check, todo: Sequence[Change]) -> None:
+    def _end(self, batch: _Batch) -> None:
         """Journal what the host reads now. What cannot be read is left out and counts as done."""
-        facts = self._facts(check)
+        self._settle(batch.written)
+        facts = self._facts(batch.check)
         if isinstance(facts, Unknown):
             return
-        ended = [(change, _reading(facts, change)) for change in todo]
-        self.journal.end([c._replace(after=now) for c, now in ended if not isinstance(now, Unknown)])
+        ended: list[Change] = []
+        for change in batch.todo:
+            now = _reading(facts, change)
+            if isinstance(now, Unknown):
+                continue
+            ended.append(change._replace(after=now))
+            if change.facet is Facet.CURRENT and now != change.after:
+                self.progress(f"{_name(change)}: asked for {show(change.after)}, the running system has {show(now)}")
+        try:
+            self.journal.end(ended)
+        except StateError as e:
+            self._fail(batch.todo, e)
+
+    def _settle(self, written: Iterable[str]) -> None:
+        """Journal what the files have become, now that nobody is writing them any more."""
+        try:
+            for path in written:
+                self.journal.settle(path, self._looking.state(path))
+        except HostprepError as e:
+            self.failures.append(Failure(path, str(e), e.hint))
 
     def _facts(self, check: Check) -> Facts | Unknown:
         return inspect(self._looking, {check.NAME: check})[check.NAME].facts
@@ -163,73 +226,147 @@ def converge(
 def revert(performer: Performer) -> None:
     """Take back what the journal says hostprep changed, newest first, and only that.
 
-    Files that nobody touched since become the same bytes, mode and owner again. Then comes what has no file:
-    the running system, and settings whose file somebody else has edited meanwhile.
+    Files that nobody touched since become the same bytes, mode and owner again: first those that a tool generates
+    from others (grub.cfg), so that being cut off here leaves what an apply knows how to go on from. Then comes what
+    has no file: the running system, and settings whose file somebody else has edited meanwhile.
     """
-    journal, host = performer.journal, performer.host
-    standing = journal.standing()
-    kept = journal.kept_files()[::-1]
-    ours = [k for k in kept if _untouched(host, k)]
-    generated = [k for k in ours if _is_generated(performer.checks, k.path)]
-    directories = [k for k in ours if host.state_kind(k.path) == "directory"]
-    _restore(performer, [k for k in ours if k not in generated and k not in directories])
-    later = [s for s in standing if s.change.facet is Facet.NEXT_BOOT]
-    for finish in dict.fromkeys(f for s in later if (f := finisher(performer.checks[s.change.check]))):
+    journal, host, failures = performer.journal, performer.host, performer.failures
+    for path in _temporary(performer):
+        host.discard_leftover(path)
+    kept, foreign = _ours(performer)
+    directories = [k for k in kept if host.state_kind(k.path) == "directory"]
+    generated = [k for k in kept if _is_generated(performer.checks, k.path)]
+    _restore(performer, generated)
+    _restore(performer, [k for k in kept if k not in directories and k not in generated])
+    clean = not foreign and not failures
+    later = [s for s in _revertible(performer) if s.change.facet is Facet.NEXT_BOOT]
+    stale = [s for s in later if not clean or not _has_generated(performer, s) or _stands(performer, s)]
+    for finish in dict.fromkeys(f for s in stale if (f := finisher(performer.checks[s.change.check]))):
         try:
             finish(host)
         except HostprepError as e:
-            performer.failures.append(Failure("next boot", str(e), e.hint))
-    _restore(performer, generated)
-    for facet in (Facet.NEXT_BOOT, Facet.CURRENT):
-        todo = [s for s in reversed(standing) if s.change.facet is facet and not _gone(performer, s)]
-        performer.perform([s.change.inverse() for s in todo])
+            failures.append(Failure("next boot", str(e), e.hint))
+    by_hand = [] if clean else [s for s in later if _stands(performer, s)]
+    _undo(performer, by_hand)
+    if not any(_stands(performer, s) for s in by_hand):  # the tool no longer makes our values: its file as it was
+        kept, _ = _ours(performer)
+        _restore(performer, [k for k in kept if _is_generated(performer.checks, k.path)])
+    tried = {s.change[:3] for s in by_hand}
+    left = [s for s in _revertible(performer) if s.change[:3] not in tried]
+    if clean:  # all files are as they were: what is read now is not ours
+        journal.end(
+            [s.change.inverse() for s in left if s in later and _has_generated(performer, s) and _other(performer, s)]
+        )
+        left = [s for s in left if s in journal.standing()]
+    _undo(performer, [s for s in left if s.change.facet is Facet.NEXT_BOOT])
+    for s in left:  # one by one: a pool of the host and that of its only node are the same pages
+        if s.change.facet is Facet.CURRENT:
+            _undo(performer, [s])
     _restore(performer, directories)
-    for k in kept:
-        host.discard_leftover(k.path)
-        if k not in ours:
-            performer.progress(
-                f"{k.path}: somebody else changed it since; only hostprep's own settings were taken back"
-            )
+    standing = journal.standing()
+    told = {name for f in failures for name in f.name.split(", ")}
+    for s in standing:
+        if _name(s.change) not in told:
+            reason = f"asked for {show(s.change.before)}, the host still has {show(s.change.after)}"
+            failures.append(Failure(_name(s.change), reason, "Something uses it. Stop that, then revert again."))
+    for k in foreign:
+        performer.progress(f"{k.path}: somebody else changed it since; only hostprep's own settings were taken back")
+        if not standing:
+            journal.settle(k.path, k.before)  # what is left in it is theirs
+
+
+def _temporary(performer: Performer) -> list[str]:
+    """The files beside which a killed hostprep may have left what was to become the new one."""
+    generated = [path for check in performer.checks.values() for path in getattr(check, "GENERATED", ())]
+    return list(dict.fromkeys([*(k.path for k in performer.journal.kept_files()), *generated]))
+
+
+def _ours(performer: Performer) -> tuple[list[KeptFile], list[KeptFile]]:
+    """The kept files, newest first: those as hostprep left them, and those that somebody else has written since."""
+    ours: list[KeptFile] = []
+    foreign: list[KeptFile] = []
+    for k in performer.journal.kept_files()[::-1]:
+        try:
+            (ours if _untouched(performer.host, k) else foreign).append(k)
+        except HostprepError as e:
+            performer.failures.append(Failure(k.path, str(e), e.hint))
+    return ours, foreign
+
+
+def _untouched(host: Host, k: KeptFile) -> bool:
+    """Is the file as hostprep left it, or as it was (we were cut off before writing, or somebody was faster)?"""
+    now = host.state(k.path)
+    return k.ours is None or digest(now) in k.ours or digest(now) == digest(k.before)
 
 
 def _restore(performer: Performer, kept: Iterable[KeptFile]) -> None:
     for k in kept:
         try:
             if performer.host.state(k.path) != k.before:
-                performer.progress(f"{k.path}: as it was")
-                performer.host.restore(k.path, k.before)
-            elif k.digest != digest(k.before):
-                performer.journal.keep(k.path, k.before, k.before)  # written ahead, never made
+                if performer.host.state_kind(k.path) == "directory" and performer.host.names(k.path):
+                    performer.progress(f"{k.path}: stays, since others use it now")
+                else:
+                    performer.progress(f"{k.path}: as it was")
+                    performer.host.restore(k.path, k.before)
+            performer.journal.settle(k.path, k.before)
         except HostprepError as e:
-            if k.before.kind == "absent" and performer.host.state_kind(k.path) == "directory":
-                performer.journal.keep(k.path, k.before, k.before)  # others use it now
-            else:
-                performer.failures.append(Failure(k.path, str(e), e.hint))
-
-
-def _untouched(host: Host, k: KeptFile) -> bool:
-    """Is the file still as hostprep left it (or as it was, when we were cut off before writing)?"""
-    try:
-        return k.digest is None or digest(host.state(k.path)) in (k.digest, digest(k.before))
-    except HostError:
-        return False
+            performer.failures.append(Failure(k.path, str(e), e.hint))
 
 
 def _is_generated(checks: Checks, path: str) -> bool:
-    """Is it made by a tool from other files (grub.cfg)? Then it is put back last, over what the tool makes now."""
+    """Is it made by a tool from other files (grub.cfg)?"""
     return any(path in getattr(check, "GENERATED", ()) for check in checks.values())
 
 
-def _gone(performer: Performer, s: Standing) -> bool:
-    """Close what no longer stands: it reads as it did before us, or a reboot has replaced a live value of ours."""
-    check = performer.checks[s.change.check]
-    facts = performer._facts(check)
-    now = facts if isinstance(facts, Unknown) else _reading(facts, s.change)
-    rebooted = s.change.facet is Facet.CURRENT and s.boot_id != performer.journal.boot_id
-    if now == s.change.before or (rebooted and not isinstance(now, Unknown) and now != s.change.after):
-        performer.journal.end([s.change.inverse()])
-        return True
-    return False
+def _has_generated(performer: Performer, s: Standing) -> bool:
+    return hasattr(performer.checks[s.change.check], "GENERATED")
+
+
+def _revertible(performer: Performer) -> list[Standing]:
+    """What stands, newest first. What this hostprep has no check for is a failure, once."""
+    known = []
+    for s in reversed(performer.journal.standing()):
+        check = performer.checks.get(s.change.check)
+        if check is not None and fixable(check) is not None:
+            known.append(s)
+        elif not any(f.name == _name(s.change) for f in performer.failures):
+            performer.failures.append(Failure(_name(s.change), "this hostprep has no check of that name"))
+    return known
+
+
+def _undo(performer: Performer, standing: Iterable[Standing]) -> None:
+    """Perform the inverse of what still stands, from what the host reads if that is ours, all of it together."""
+    inverses = []
+    for s in standing:
+        now = _now(performer, s)
+        rebooted = s.change.facet is Facet.CURRENT and s.boot_id != performer.journal.boot_id
+        replaced = rebooted and not isinstance(now, Unknown) and not s.left(now)
+        if now == s.change.before or replaced:
+            performer.journal.end([s.change.inverse()])
+        elif s.left(now) and not isinstance(now, Unknown):
+            inverses.append(s.change.inverse()._replace(before=now))
+        elif not isinstance(now, Unknown) and (found := origin(s, now)) != now:  # others only added to a list
+            inverses.append(s.change._replace(before=now, after=found))
+        else:
+            inverses.append(s.change.inverse())
+    performer.perform(inverses)
+
+
+def _stands(performer: Performer, s: Standing) -> bool:
+    """Does the host read a value of ours, or can that not be told?"""
+    now = _now(performer, s)
+    return isinstance(now, Unknown) or (now != s.change.before and s.left(now))
+
+
+def _other(performer: Performer, s: Standing) -> bool:
+    """Does the host read a value that is surely not ours?"""
+    now = _now(performer, s)
+    return not isinstance(now, Unknown) and not s.left(now)
+
+
+def _now(performer: Performer, s: Standing) -> Reading:
+    facts = performer._facts(performer.checks[s.change.check])
+    return facts if isinstance(facts, Unknown) else _reading(facts, s.change)
 
 
 def _reading(facts: Facts, change: Change) -> Reading:
@@ -259,12 +396,11 @@ def _sentence(change: Change) -> str:
 def rehearse_revert(host: Host, checks: Checks, journal: Journal) -> tuple[list[Change], list[Step], list[str]]:
     """What revert would do: the changes taken back, the steps, and the files that somebody else has changed since."""
     rehearsal = Rehearsal(host)
-    kept = journal.kept_files()[::-1]
-    ours = [k for k in kept if _untouched(host, k)]
+    ours, foreign = _ours(Performer(host, checks, journal, lambda line: None))
     for k in ours:
         if k.before.kind != "absent" or host.state_kind(k.path) != "directory":
             rehearsal.restore(k.path, k.before)
-    changes = [s.change.inverse() for s in reversed(journal.standing())]
+    changes = [s.change.inverse() for s in reversed(journal.standing()) if s.change.check in checks]
     later = [c for c in changes if c.facet is Facet.NEXT_BOOT]
     for finish in dict.fromkeys(f for c in later if (f := finisher(checks[c.check]))):
         finish(rehearsal)
@@ -272,4 +408,4 @@ def rehearse_revert(host: Host, checks: Checks, journal: Journal) -> tuple[list[
         check = fixable(checks[change.check])
         if check is not None and change.facet is Facet.CURRENT:
             check.apply(rehearsal, [change])
-    return changes, rehearsal.steps, [k.path for k in kept if k not in ours]
+    return changes, rehearsal.steps, [k.path for k in foreign]
