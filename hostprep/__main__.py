@@ -7,6 +7,7 @@ test holds the two together.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -21,7 +22,22 @@ _FORMATS = {"text", "json", "prometheus", "nagios", "junit"}
 
 def main() -> None:
     """The console script."""
+    _open_standard_streams()
     sys.exit(run(sys.argv[1:]))
+
+
+def _open_standard_streams() -> None:
+    """Whoever starts us with a stream closed must not find what we say there in a file that we open next.
+
+    sys.stdout stays None then, which says that nobody takes the answer.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the end of the process
 
 
 def run(argv: Sequence[str]) -> int:
@@ -35,21 +51,35 @@ def run(argv: Sequence[str]) -> int:
             return cli.run(argv)
         return command()
     except HostprepError as e:
-        from hostprep.report import exit_code
-
-        _complain(str(e), e.hint)
-        return exit_code(e, "nagios" if "nagios" in argv else "text")
-    except KeyboardInterrupt:
-        _complain("interrupted")
-        return 130
+        return _end(argv, e, str(e), e.hint)
+    except KeyboardInterrupt as e:
+        return _end(argv, e, "interrupted")
     except Exception as e:  # noqa: BLE001  # the last resort: whatever it is, it has an exit status and says so
         import traceback
 
-        from hostprep.report import exit_code
-
         traceback.print_exc()
-        _complain(f"this is a bug in hostprep: {type(e).__name__}: {e}", "Please report it, with the lines above.")
-        return exit_code(e)
+        what = f"this is a bug in hostprep: {type(e).__name__}: {e}"
+        return _end(argv, e, what, "Please report it, with the lines above.")
+
+
+def _end(argv: Sequence[str], e: BaseException, message: str, hint: str = "") -> int:
+    """Say what ended it, and its exit status. Nagios reads the first line of stdout and nothing else."""
+    from hostprep.report import exit_code
+
+    nagios = any(word in ("nagios", "--format=nagios") for word in argv)
+    lines = [_printable(line) for line in message.splitlines() or [""]]
+    said = "".join(f"error: {line}\n" for line in lines) + (f"hint: {_printable(hint)}\n" if hint else "")
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody listens; the exit status still tells
+        sys.stderr.write(said)
+    if nagios:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stdout.write(f"HOSTPREP UNKNOWN - {lines[0]}\n".replace("|", "/"))
+            sys.stdout.flush()
+    return exit_code(e, "nagios" if nagios else "text")
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
 
 
 def _plain(argv: Sequence[str]) -> Callable[[], int] | None:
@@ -86,14 +116,6 @@ def _plain(argv: Sequence[str]) -> Callable[[], int] | None:
     if argv[0] == "check":
         return lambda: commands.check(look)
     return lambda: commands.apply(look, (), "--yes" in flags)
-
-
-def _complain(message: str, hint: str = "") -> None:
-    lines = "".join(f"error: {line}\n" for line in message.splitlines() or [""])
-    try:
-        sys.stderr.write(lines + (f"hint: {hint}\n" if hint else ""))
-    except (OSError, AttributeError):
-        return  # nobody listens; the exit status still tells
 
 
 if __name__ == "__main__":

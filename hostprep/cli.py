@@ -20,19 +20,52 @@ else:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_EPILOG = "\b\nExit status:\n" + "\n".join(f"  {code:>2}  {meaning}" for code, meaning in EXIT_CODES.items())
+_EPILOG = "\b\nExit status:\n" + "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
 
 
 def run(argv: Sequence[str]) -> int:
-    """Read and run a command line. Wrong use ends in click's own message and status 2."""
+    """Read and run a command line. Raises UsageError for what click cannot read."""
     try:
         result = main.main(args=list(argv), prog_name="hostprep", standalone_mode=False)
     except click.Abort:
         raise KeyboardInterrupt from None
     except click.ClickException as e:
-        e.show()
-        return exit_code(UsageError(""))
+        context = getattr(e, "ctx", None)
+        command = context.command_path if context else "hostprep"
+        raise UsageError(e.format_message(), f"{command} --help says what it takes.") from e
     return result if isinstance(result, int) else 0
+
+
+def _help(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        commands.emit(ctx.get_help() + "\n")
+        ctx.exit()
+
+
+def _version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        commands.emit(f"hostprep {__version__}\n")
+        ctx.exit()
+
+
+class Command(click.Command):
+    """A command whose help is an answer like any other: it can get lost, and then that is said."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.callback = _help
+        return option
+
+
+class Group(Command, click.Group):
+    """Commands in the order in which a person needs them."""
+
+    command_class = Command
+    group_class = type
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
 
 class Duration(_ParamType):
@@ -94,7 +127,7 @@ _selection = _options(
     click.option(
         "--deadline",
         type=Duration(),
-        default=f"{engine.DEADLINE:g}",
+        default=f"{engine.DEADLINE:g}s",
         show_default=True,
         help="How long all checks together may take.",
     ),
@@ -128,9 +161,15 @@ _allow = click.option(
 )
 
 
-@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="hostprep", message="%(prog)s %(version)s")
-def main() -> None:
+@click.group(
+    cls=Group,
+    epilog=_EPILOG,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
+@click.pass_context
+def main(ctx: click.Context) -> int:
     """Inspect and prepare a Linux host before it joins a cluster.
 
     A profile says what the host should be. hostprep looks at the host as it is now and as it will be after the
@@ -139,17 +178,23 @@ def main() -> None:
 
     \b
     A first session:
-      hostprep check                      is this host ready? says what to do where it is not
-      hostprep plan                       what would apply do? changes nothing
-      sudo hostprep apply                 do it, after asking
-      sudo hostprep revert                take back what hostprep changed, and only that
+      hostprep check            is this host ready? what to do where it is not
+      hostprep plan             what would apply do? changes nothing
+      sudo hostprep apply       do it, after asking
+      sudo hostprep revert      take back what hostprep changed, and only that
 
     \b
-    Files:
-      /etc/hostprep/profile.yaml          this site's profile (hostprep profiles show NAME to start from)
-      /run/hostprep/report.json           the last report; the cluster waits for it ($HOSTPREP_RUN_DIR)
-      /var/lib/hostprep/journal           what hostprep changed, and what files were before ($HOSTPREP_STATE_DIR)
+    Files, and the variables that name other places for them:
+      /etc/hostprep/profile.yaml    this site's profile
+      /etc/hostprep/profiles/       more profiles of this site, by name
+      /run/hostprep/report.json     the last report ($HOSTPREP_RUN_DIR)
+      /var/lib/hostprep/            what hostprep changed ($HOSTPREP_STATE_DIR)
+      /var/cache/hostprep/          profiles, read once ($HOSTPREP_CACHE_DIR)
     """
+    if ctx.invoked_subcommand is not None:
+        return 0
+    click.echo(ctx.get_help(), err=True)
+    return exit_code(UsageError(""))
 
 
 @main.command(epilog=_EPILOG)
@@ -214,11 +259,11 @@ def apply(
     allowed: tuple[str, ...],
     yes: bool,
 ) -> int:
-    """Make this host what the profile says, look again, and end with the findings. Needs root.
+    """Make this host what the profile says. Needs root.
 
-    Every change is journalled before it is made and can be taken back. A value that somebody else changed meanwhile
-    is not overwritten. What would disrupt work in use is refused unless --allow-disruption names the check. hostprep
-    does not reboot.
+    Shows what it will do and asks; then looks again, and ends with the findings. Every change is journalled before
+    it is made and can be taken back. A value that somebody else changed meanwhile is not overwritten. What would
+    disrupt work in use is refused unless --allow-disruption names the check. hostprep does not reboot.
     """
     return commands.apply(
         commands.Look(profile, only, output_format, output, None, deadline, not no_publish), allowed, yes
@@ -229,10 +274,10 @@ def apply(
 @click.option("--dry-run", is_flag=True, help="Only show what would be taken back.")
 @click.option("--yes", is_flag=True, help="Do not ask. Needed where there is no terminal.")
 def revert(dry_run: bool, yes: bool) -> int:
-    """Take back what hostprep changed, and only that. Needs root.
+    """Take back what hostprep changed. Needs root.
 
-    Files that nobody else touched become the same bytes, mode and owner again; settings go back to the value that
-    hostprep found. What somebody else changed since is left alone, and said.
+    Only that, and nothing else. Files that nobody else touched become the same bytes, mode and owner again; settings
+    go back to the value that hostprep found. What somebody else changed since is left alone, and said.
     """
     return commands.revert(dry_run, yes)
 
@@ -240,13 +285,14 @@ def revert(dry_run: bool, yes: bool) -> int:
 @main.command(epilog=_EPILOG)
 @_format
 @_output
-@click.option("--max-age", type=Duration(), help="Refuse an older report. Default: the profile's valid_for.")
-def report(output_format: str, output: str | None, max_age: int | None) -> int:
+@click.option("--max-age", type=Duration(), help="Refuse an older report, though it says that it is still valid.")
+@click.option("--profile", type=ProfileName(), help="Refuse a report that is not of this profile, as it is now.")
+def report(output_format: str, output: str | None, max_age: int | None, profile: str | None) -> int:
     """The last published report, if it can be relied on.
 
-    One that is missing, damaged, too old, or of another boot or machine is refused, with status 3.
+    One that is missing, damaged, no longer valid, or of another boot or machine is refused, with status 3.
     """
-    return commands.show_report(output_format, max_age, output)
+    return commands.show_report(output_format, max_age, output, profile)
 
 
 @main.command()
@@ -262,14 +308,20 @@ def report(output_format: str, output: str | None, max_age: int | None) -> int:
     help="How long all checks together may take.",
 )
 def inspect(only: tuple[str, ...], output_format: str, root: str | None, record: str | None, deadline: int) -> int:
-    """Facts, without a profile: every setting as it is now and as it will be after the next boot."""
+    """Facts, without a profile.
+
+    Every setting that the checks know, as it is now and as it will be after the next boot.
+    """
     return commands.inspect(only, output_format, root, record, deadline)
 
 
 @main.command()
 @click.argument("check", required=False, type=CheckName())
 def explain(check: str | None) -> int:
-    """What a check looks at, what its section of a profile takes, and what it changes."""
+    """The manual of a check.
+
+    What it looks at, what its section of a profile takes, and what it changes. Without a name: which checks there are.
+    """
     return commands.explain(check)
 
 
@@ -288,22 +340,29 @@ def profiles_list() -> int:
 
 @profiles.command("show")
 @click.argument("name", type=ProfileName())
-def profiles_show(name: str) -> int:
+@click.option("--effective", is_flag=True, help="What comes out of it and of the profiles that it extends.")
+def profiles_show(name: str, effective: bool) -> int:
     """A profile's file, to read or to start from."""
-    return commands.profiles_show(name)
+    return commands.profiles_show(name, effective)
 
 
 @profiles.command("validate")
-@click.argument("file", type=click.Path())
+@click.argument("file", type=ProfileName(), metavar="FILE")
 def profiles_validate(file: str) -> int:
-    """Is this file a valid profile? Says all that is wrong with it, with file:line:column."""
+    """Is this file a valid profile?
+
+    Says all that is wrong with it, each with file:line:column.
+    """
     return commands.profiles_validate(file)
 
 
 @main.command()
 @click.argument("which", type=click.Choice(["report", "profile"]), default="report")
 def schema(which: str) -> int:
-    """The JSON Schema (2020-12) of the report, or of profiles for an editor."""
+    """The JSON Schema of reports, or of profiles.
+
+    Both are of draft 2020-12. That of reports is for whoever reads them, that of profiles for editors.
+    """
     return commands.schema(which)
 
 
@@ -313,13 +372,13 @@ def completion(shell: str) -> int:
     """The completion script for a shell.
 
     \b
-      bash: hostprep completion bash > /etc/bash_completion.d/hostprep
-      zsh:  hostprep completion zsh  > /usr/local/share/zsh/site-functions/_hostprep
-      fish: hostprep completion fish > /etc/fish/completions/hostprep.fish
+      hostprep completion bash > /etc/bash_completion.d/hostprep
+      hostprep completion zsh > /usr/share/zsh/site-functions/_hostprep
+      hostprep completion fish > /etc/fish/completions/hostprep.fish
     """
     from click.shell_completion import get_completion_class
 
     script = get_completion_class(shell)
     assert script is not None
-    click.echo(script(main, {}, "hostprep", "_HOSTPREP_COMPLETE").source())
+    commands.emit(script(main, {}, "hostprep", "_HOSTPREP_COMPLETE").source() + "\n")
     return 0

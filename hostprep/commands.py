@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hostprep import __version__, engine, files, profile, registry, render, report, state
-from hostprep.errors import HostprepError, OutputFailed, ProfileError, UsageError
+from hostprep.errors import ChangeFailed, HostprepError, OutputFailed, ProfileError, UsageError
 from hostprep.host import Host
 from hostprep.model import Fact, Finding, Profile, Status, Unknown, to_json
 
@@ -32,14 +32,9 @@ class Look(NamedTuple):
 def check(look: Look) -> int:
     host = _host(look.root)
     started = time.monotonic()
-    try:
-        wanted = _selected(profile.load(look.profile), look.only)
-    except ProfileError as e:
-        _publish_broken_profile(look, host, e)
-        raise
+    wanted = _wanted(look, host)
     examination = engine.examine(host, wanted, registry.load(wanted.sections), look.deadline)
-    made = _report(look, host, wanted, examination, started)
-    return _deliver(look, made)
+    return _deliver(look, _report(look, host, wanted, examination, started))
 
 
 def plan(look: Look, allowed: Sequence[str]) -> int:
@@ -53,13 +48,29 @@ def plan(look: Look, allowed: Sequence[str]) -> int:
     if look.format == "json":
         import json
 
-        _emit(json.dumps(_plan_to_dict(batches, made), indent=1) + "\n", look.output)
-    else:
-        unfixable = [f for f in examination.findings if f.status not in (Status.PASS, Status.VOLATILE) and f.counts]
-        planned = {(b.check, p.change.key) for b in batches for p in b.planned}
-        left = [f for f in unfixable if (f.check, f.key) not in planned]
-        _emit(render.plan(batches, _paint()) + _left_over(left) + render.verdict(made, _paint()) + "\n", look.output)
+        emit(json.dumps(_plan_to_dict(batches, made), indent=1, ensure_ascii=False) + "\n", look.output)
+        return report.exit_code(made)
+    paint = _paint() if look.output is None else render.plain
+    planned = {(b.check, p.change.key) for b in batches for p in b.planned}
+    left = [
+        f for f in made.findings if f.status is not Status.PASS and not f.waived and (f.check, f.key) not in planned
+    ]
+    text = render.plan(batches, paint) + render.left_over(left, paint)
+    emit(f"{text}{render.verdict(made, paint)}\n{_next_step(look, batches, allowed)}", look.output)
     return report.exit_code(made)
+
+
+def _next_step(look: Look, batches: Sequence[engine.Batch], allowed: Sequence[str]) -> str:
+    """The command that does what was shown, with the same selection."""
+    if look.root is not None or not any(not p.refused for b in batches for p in b.planned):
+        return ""
+    import shlex
+
+    words = ["hostprep", "apply"] if os.geteuid() == 0 else ["sudo", "hostprep", "apply"]
+    words += ["--profile", look.profile] if look.profile else []
+    for option, names in (("--only", look.only), ("--allow-disruption", allowed)):
+        words += [word for name in names for word in (option, name)]
+    return f"To do it: {shlex.join(words)}\n"
 
 
 def inspect(only: tuple[str, ...], output_format: str, root: str | None, record: str | None, deadline: float) -> int:
@@ -88,16 +99,17 @@ def inspect(only: tuple[str, ...], output_format: str, root: str | None, record:
             **identity._asdict(),
             "facts": {name: _facts_to_dict(facts) for name, facts in everything.items()},
         }
-        _emit(json.dumps(data, indent=1) + "\n")
+        emit(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     else:
-        _emit(render.facts(everything, _paint()))
+        emit(render.facts(everything, _paint()))
     if record:
         _say(f"recorded in {record}; look at it elsewhere with --root {record}")
     return 0
 
 
-def show_report(output_format: str, max_age: int | None, output: str | None) -> int:
-    made = report.usable(state.published(), state.identity(Host()), max_age)
+def show_report(output_format: str, max_age: int | None, output: str | None, wanted: str | None = None) -> int:
+    expected = profile.load(wanted) if wanted is not None else None
+    made = report.usable(state.published(), state.identity(Host()), max_age, expected)
     return _deliver(Look(format=output_format, output=output, publish=False), made)
 
 
@@ -111,6 +123,16 @@ def _host(root: str | None) -> Host:
     return RecordedHost(root)
 
 
+def _wanted(look: Look, host: Host) -> Profile:
+    """The profile to judge by. One that is not valid is also reported: the host is then unknown, and not ready."""
+    try:
+        whole = profile.load(look.profile)
+    except ProfileError as e:
+        _report_broken_profile(look, host, e)
+        raise
+    return _selected(whole, look.only)
+
+
 def _selected(whole: Profile, only: tuple[str, ...]) -> Profile:
     """The profile less the checks that --only did not name."""
     if stray := [name for name in only if name not in whole.sections]:
@@ -121,47 +143,59 @@ def _selected(whole: Profile, only: tuple[str, ...]) -> Profile:
 
 def _report(look: Look, host: Host, wanted: Profile, seen: engine.Examination, started: float) -> report.Report:
     only = list(wanted.sections) if look.only else None
-    return report.make(seen.findings, seen.answers, wanted, state.identity(host), started, only)
+    findings = seen.findings
+    if look.profile:  # else whoever copies the command applies another profile
+        import shlex
+
+        told = f"hostprep apply --profile {shlex.quote(look.profile)} --only"
+        findings = [f._replace(fix=f.fix.replace("hostprep apply --only", told)) for f in findings]
+    return report.make(findings, seen.answers, wanted, state.identity(host), started, only)
 
 
 def _deliver(look: Look, made: report.Report) -> int:
     """Publish the report where the cluster waits for it, and say it where it was asked for."""
-    if look.publish and look.root is None and made.selection is None and state.publishes():
-        state.publish(made)
-    render_it = render.FORMATS[look.format]
-    text = render.text(made, _paint()) if look.format == "text" and look.output is None else render_it(made)
-    _emit(text, look.output)
+    failed = _publish(look, made)
+    if look.format == "text" and look.output is None:
+        emit(render.text(made, _paint(), _width()))
+    else:
+        emit(render.FORMATS[look.format](made), look.output)
+    if failed:
+        raise failed
     return report.exit_code(made, look.format)
 
 
-def _publish_broken_profile(look: Look, host: Host, e: ProfileError) -> None:
+def _publish(look: Look, made: report.Report) -> OutputFailed | None:
+    """The error, if it could not be published: whoever asked still gets the answer first."""
+    if look.publish and look.root is None and made.selection is None and state.publishes():
+        try:
+            state.publish(made)
+        except OutputFailed as e:
+            return e
+    return None
+
+
+def _report_broken_profile(look: Look, host: Host, e: ProfileError) -> None:
     """An older report must not go on saying ready for a host whose profile cannot be read any more."""
     reason = e.problems[0]
     fact = Fact.fixed(Unknown(reason))
     finding = Finding("profile", "*", Status.UNKNOWN, fact, None, f"The profile is not valid: {reason}", e.hint)
     nothing = Profile(name=look.profile or "default", sha256="", sections={})
-    made = report.make([finding], {}, nothing, state.identity(host), time.monotonic())
-    if look.publish and look.root is None and not look.only and state.publishes():
-        state.publish(made)
-    if look.format != "text" or look.output:
-        _emit(render.FORMATS[look.format](made), look.output)
-
-
-def _left_over(findings: Sequence[Finding]) -> str:
-    lines = [f"  {f.name}: {f.message} {f.fix}".rstrip() for f in findings]
-    return "\n".join(["hostprep cannot change:", *lines, "", ""]) if lines else ""
+    only = list(look.only) if look.only else None
+    made = report.make([finding], {}, nothing, state.identity(host), time.monotonic(), only)
+    if failed := _publish(look, made):
+        _say(f"error: {failed}")
+    if look.output or look.format not in ("text", "nagios"):  # these two have it from the error itself
+        emit(render.FORMATS[look.format](made), look.output)
 
 
 # -- changing -------------------------------------------------------------------------------------
 
 
 def apply(look: Look, allowed: Sequence[str], yes: bool) -> int:
-    if look.root is not None:
-        raise UsageError("apply changes the machine it runs on; --root is for check, plan and inspect")
     host = Host()
     with state.changing() as journal_path:
         started = time.monotonic()
-        wanted = _selected(profile.load(look.profile), look.only)
+        wanted = _wanted(look, host)
         checks = registry.load(wanted.sections)
         seen = engine.examine(host, wanted, checks, look.deadline)
         planned = engine.planned(seen, wanted, checks, allowed)
@@ -172,6 +206,7 @@ def apply(look: Look, allowed: Sequence[str], yes: bool) -> int:
             from hostprep.journal import Journal
             from hostprep.perform import Performer, converge
 
+            state.retract()
             performer = Performer(host, checks, Journal(journal_path, state.identity(host).boot_id), _say)
             converge(performer, todo, wanted.sections, allowed)
             failed = performer.failures
@@ -192,20 +227,23 @@ def revert(dry_run: bool, yes: bool) -> int:
 
         journal = Journal(journal_path, state.identity(host).boot_id)
         if not journal.standing() and not journal.kept_files():
-            _emit("Nothing to take back: this host is as hostprep found it.\n")
+            emit("Nothing to take back: this host is as hostprep found it.\n")
             return 0
         checks = registry.load()
         text = render.revert(*rehearse_revert(host, checks, journal), _paint())
         if dry_run:
-            _emit(text)
+            emit(text)
             return 0
         _confirm(text, yes)
+        state.retract()
         performer = Performer(host, checks, journal, _say)
         take_back(performer)
     if code := _failed(performer.failures):
         return code
-    left = [s.change for s in journal.standing()]
-    _emit("Taken back: this host is as hostprep found it.\n" if not left else f"Still standing: {len(left)} changes.\n")
+    if left := [s.change for s in journal.standing()]:
+        names = ", ".join(dict.fromkeys(f"{c.check}/{c.key}" for c in left))
+        raise ChangeFailed(f"not everything could be taken back; still standing: {names}", "Try again: hostprep revert")
+    emit("Taken back: this host is as hostprep found it.\n")
     return 0
 
 
@@ -213,7 +251,7 @@ def _confirm(text: str, yes: bool) -> None:
     """Show what will be done, and ask; where nobody can be asked, --yes must have been said."""
     if yes:
         return
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise UsageError(
             "this changes the host, and there is no terminal to ask on", "Say --yes, or look first: hostprep plan"
         )
@@ -227,8 +265,6 @@ def _confirm(text: str, yes: bool) -> None:
 def _failed(failed: Sequence[Any]) -> int:
     if not failed:
         return 0
-    from hostprep.errors import ChangeFailed
-
     sys.stderr.write(render.failures(failed, _paint(sys.stderr)))
     return report.exit_code(ChangeFailed(""))
 
@@ -241,14 +277,14 @@ def explain(name: str | None) -> int:
     if name is None:
         width = max(map(len, checks))
         lines = [f"  {n:<{width}}  {_first_sentence(registry.manual(c))}" for n, c in checks.items()]
-        _emit(
+        emit(
             "\n".join(["Checks, each a section of a profile:", "", *lines, "", "hostprep explain CHECK tells more."])
             + "\n"
         )
         return 0
     if name not in checks:
         raise UsageError(f"there is no check named {name!r}", f"Known: {', '.join(checks)}.")
-    _emit(registry.manual(checks[name]) + "\n")
+    emit(registry.manual(checks[name]) + "\n")
     return 0
 
 
@@ -267,19 +303,32 @@ def profiles_list() -> int:
         lines.append((name, description, path))
     width = max(len(name) for name, _, _ in lines)
     here = profile.find(None)
-    _emit("".join(f"{'*' if path == here else ' '} {name:<{width}}  {text}\n" for name, text, path in lines))
-    _say(f"* is taken without --profile; a site's own is {profile.SITE_PROFILE}")
+    emit("".join(f"{'*' if path == here else ' '} {name:<{width}}  {text}\n" for name, text, path in lines))
+    if here == profile.SITE_PROFILE:
+        _say(f"Without --profile, this site's own is taken: {here}")
+    else:
+        _say(f"* is taken without --profile, until there is a {profile.SITE_PROFILE}")
     return 0
 
 
-def profiles_show(name: str) -> int:
-    _emit(profile.read(profile.find(name)).decode(errors="replace"))
+def profiles_show(name: str, effective: bool) -> int:
+    loaded = profile.load(name) if effective else None
+    if loaded is not None:
+        from hostprep import profile_source
+
+        emit(profile_source.effective(loaded))
+        return 0
+    path = profile.find(name)
+    data = profile.read(path)
+    emit(data.decode(errors="replace"))
+    if any(line.startswith(b"extends:") for line in data.splitlines()):
+        _say(f"It extends another one; what comes out of both: hostprep profiles show --effective {name}")
     return 0
 
 
-def profiles_validate(path: str) -> int:
-    loaded = profile.load(path if "/" in path else f"./{path}")
-    _emit(f"{path}: valid: profile {loaded.name}, checks: {', '.join(loaded.sections)}\n")
+def profiles_validate(wanted: str) -> int:
+    loaded = profile.load(os.path.abspath(wanted) if os.path.lexists(wanted) else wanted)
+    emit(f"{wanted}: valid: profile {loaded.name}, checks: {', '.join(loaded.sections)}\n")
     return 0
 
 
@@ -287,30 +336,39 @@ def schema(which: str) -> int:
     import json
 
     if which == "report":
-        with open(os.path.join(os.path.dirname(__file__), "schemas", "report.schema.json")) as f:
-            _emit(f.read())
+        with open(report.SCHEMA_FILE) as f:
+            emit(f.read())
     else:
         from hostprep import profile_source
 
-        _emit(json.dumps(profile_source.schema(), indent=1) + "\n")
+        emit(json.dumps(profile_source.schema(), indent=1) + "\n")
     return 0
 
 
 # -- saying ---------------------------------------------------------------------------------------
 
 
-def _emit(text: str, output: str | None = None) -> None:
-    """The answer itself: to stdout, or whole into a file. OutputFailed when it does not get there."""
+def emit(text: str, output: str | None = None) -> None:
+    """The answer itself: to stdout, or whole into a file. OutputFailed when it does not get there.
+
+    It is UTF-8 wherever it goes; bytes of the host that are not become `?`.
+    """
+    data = text.encode("utf-8", "replace")
     if output is not None and output != "-":
         try:
-            files.replace(os.path.abspath(output), text.encode())
+            if os.path.exists(output) and not os.path.isfile(output):  # /dev/null, a FIFO: nothing to replace
+                with open(output, "wb") as f:
+                    f.write(data)
+            else:
+                files.replace(os.path.realpath(output), data)
         except OSError as e:
             raise OutputFailed(f"{output}: {e.strerror}") from e
         return
+    if sys.stdout is None:
+        raise OutputFailed("stdout is closed: the answer is lost")
     try:
-        if sys.stdout is None:
-            raise OutputFailed("stdout is closed: the answer is lost")
-        sys.stdout.write(text)
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
         sys.stdout.flush()
     except (OSError, ValueError) as e:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains a second time at its end
@@ -332,6 +390,14 @@ def _paint(stream: Any = None) -> render.Paint:
         stream is not None and stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     )
     return render.coloured if wanted else render.plain
+
+
+def _width() -> int:
+    """The columns of the terminal, within reason; of what is no terminal, those that a mail or an issue shows."""
+    try:
+        return min(max(os.get_terminal_size(sys.stdout.fileno()).columns, 60), 160)
+    except (OSError, ValueError, AttributeError):
+        return render.WIDTH
 
 
 def _facts_to_dict(facts: Mapping[str, Fact] | Unknown) -> Any:

@@ -1,13 +1,14 @@
 """Finding a profile, and the compiled form of one that was validated before.
 
 Reading YAML and validating it costs ten times what checking a host costs. So what was found valid is kept as
-JSON, under the digest of the bytes it came from; profile_source reads what is new.
+JSON, with the digest of all that it came from; profile_source reads what is new.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 from typing import Any
 
 from hostprep import __version__, files, registry
@@ -26,57 +27,84 @@ SITE_PROFILE = "/etc/hostprep/profile.yaml"
 SITE_FOLDER = "/etc/hostprep/profiles"
 BUNDLED_FOLDER = os.path.join(os.path.dirname(__file__), "profiles")
 BASELINE = "baseline"
+SIZE_LIMIT = 1024 * 1024  # bytes
 
 
 def load(wanted: str | None) -> Profile:
     """The profile of a name or file; without either the site's, else `baseline`. Raises ProfileError."""
     path = find(wanted)
     data = read(path)
-    cache = _cache_file(path, data)
-    if (profile := _cached(cache)) is not None:
+    cache, key = _cache_file(path), _key(path, data)
+    if (profile := _cached(cache, key)) is not None:
         return profile
     from hostprep import profile_source
 
     profile, sources = profile_source.load(path, data)
-    _keep(cache, profile, sources)
+    _keep(cache, key, profile, sources)
     return profile
 
 
 def find(wanted: str | None) -> str:
     """The file of a profile."""
     if wanted is None:
-        return SITE_PROFILE if os.path.exists(SITE_PROFILE) else os.path.join(BUNDLED_FOLDER, f"{BASELINE}.yaml")
-    if "/" in wanted or wanted.endswith((".yaml", ".yml", ".json")):
+        return SITE_PROFILE if _is_there(SITE_PROFILE) else os.path.join(BUNDLED_FOLDER, f"{BASELINE}.yaml")
+    if is_file(wanted):
         return os.path.abspath(wanted)
     for folder in (SITE_FOLDER, BUNDLED_FOLDER):
         path = os.path.join(folder, f"{wanted}.yaml")
-        if os.path.exists(path):
+        if _is_there(path):
             return path
     known = ", ".join(available())
     raise ProfileError([f"there is no profile named {wanted!r}"], f"Known: {known}. A file is given by its path.")
+
+
+def _is_there(path: str) -> bool:
+    """Also where it cannot be read, or is a link that leads nowhere: then that is said, and no other one is taken."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def is_file(wanted: str) -> bool:
+    """Is this the path of a profile, rather than its name?"""
+    return "/" in wanted or wanted.endswith((".yaml", ".yml", ".json"))
 
 
 def available() -> dict[str, str]:
     """The named profiles, and their files; a site's own hides a bundled one of the same name."""
     found = {}
     for folder in (BUNDLED_FOLDER, SITE_FOLDER):
-        if os.path.isdir(folder):
-            for name in sorted(os.listdir(folder)):
-                if name.endswith(".yaml"):
-                    found[name.removesuffix(".yaml")] = os.path.join(folder, name)
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError:
+            continue
+        for name in names:
+            if name.endswith(".yaml"):
+                found[name.removesuffix(".yaml")] = os.path.join(folder, name)
     return found
 
 
 def read(path: str) -> bytes:
     """The bytes of a profile, which as root only root may have written."""
-    if os.geteuid() == 0 and (why := files.untrusted(path)):
+    real = os.path.realpath(path)  # resolved once: a link that is turned round after the look leads nowhere new
+    if os.geteuid() == 0 and (why := files.untrusted(real)):
         hint = "As root, hostprep takes orders only from root: chown root: and chmod go-w."
         raise ProfileError([f"{path}: not safe to use: {why}"], hint)
     try:
-        with open(path, "rb") as f:
-            return f.read()
+        fd = os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would hold us up
+        with open(fd, "rb") as f:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise ProfileError([f"{path}: not a regular file"], "Write the profile to a file, and name that.")
+            data = f.read(SIZE_LIMIT + 1)
     except OSError as e:
         raise ProfileError([f"{path}: {e.strerror}"], "hostprep profiles list shows the profiles there are.") from e
+    if len(data) > SIZE_LIMIT:
+        raise ProfileError([f"{path}: larger than {SIZE_LIMIT // 1024} KiB: not a profile"])
+    return data
 
 
 def digest(*parts: bytes) -> str:
@@ -87,34 +115,43 @@ def digest(*parts: bytes) -> str:
     return str(total.hexdigest())
 
 
-def _cache_file(path: str, data: bytes) -> str:
-    """Under root's /var/cache, or the user's own; hostprep, its checks, the path and the bytes are in its name."""
+def _cache_file(path: str) -> str:
+    """One file a profile, under root's /var/cache or the user's own."""
     default = "/var/cache" if os.geteuid() == 0 else os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = os.environ.get("HOSTPREP_CACHE_DIR") or os.path.join(default, "hostprep")
-    key = digest(f"{__version__} {registry.fingerprint()} {path}\0".encode(), data)
-    return os.path.join(folder, f"{key}.json")
+    return os.path.join(folder, f"{digest(path.encode(errors='surrogateescape'))}.json")
 
 
-def _cached(cache: str) -> Profile | None:
+def _key(path: str, data: bytes) -> str:
+    """All that decides what a file means: its bytes, hostprep, the checks, and which names `extends` finds where."""
+    where = [__version__, registry.fingerprint(), path, *available().values()]
+    return digest("\0".join(where).encode(errors="surrogateescape"), b"\0", data)
+
+
+def _cached(cache: str, key: str) -> Profile | None:
     """What was validated before, if every file that it extends is still the same."""
     try:
         if files.untrusted(cache):
             return None
         with open(cache, "rb") as f:
             record = json.load(f)
+        if record["key"] != key:
+            return None
         for path, sha in record["sources"].items():
             if digest(read(path)) != sha:
                 return None
         return _from_json(record["profile"])
-    except (OSError, ValueError, KeyError, TypeError, HostprepError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, HostprepError):
         return None  # it is only a cache
 
 
-def _keep(cache: str, profile: Profile, sources: dict[str, bytes]) -> None:
-    record = {"profile": profile._asdict(), "sources": {path: digest(data) for path, data in sources.items()}}
+def _keep(cache: str, key: str, profile: Profile, sources: dict[str, bytes]) -> None:
+    digests = {path: digest(data) for path, data in sources.items()}
+    record = {"key": key, "profile": profile._asdict(), "sources": digests}
     try:
         os.makedirs(os.path.dirname(cache), mode=0o755, exist_ok=True)
-        files.replace(cache, json.dumps(record).encode())
+        if not files.untrusted(os.path.dirname(cache)):
+            files.replace(cache, json.dumps(record).encode())
     except OSError:
         pass  # a read-only or full disk: the profile is read again next time
 

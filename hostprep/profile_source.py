@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import json
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
 
 import jsonschema
 import yaml
@@ -23,16 +26,20 @@ from hostprep.quantities import DURATION_PATTERN, parse_duration
 
 Path = tuple[str | int, ...]
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-SIZE_LIMIT = 1024 * 1024  # bytes
 DEPTH_LIMIT = 32
+_DUMP: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 100}
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 META: dict[str, Any] = {
-    "name": {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]*$(?!\n)", "description": "the profile's name"},
+    "name": {
+        "type": "string",
+        "pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]*$(?!\n)",
+        "description": "a name of letters, digits and . _ -",
+    },
     "description": {"type": "string", "description": "one sentence for a person"},
     "extends": {
         "type": "string",
-        "description": "the profile that this one starts from: its sections, unless given here",
+        "description": "the profile that this one starts from; each key given here replaces the whole key there",
     },
     "advisory": {
         "type": "array",
@@ -55,7 +62,7 @@ META: dict[str, Any] = {
                 "owner": {"type": "string", "minLength": 1},
                 "until": {
                     "type": "string",
-                    "pattern": r"^\d{4}-\d{2}-\d{2}$(?!\n)",
+                    "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$(?!\n)",
                     "description": "a date: 2027-01-31",
                 },
             },
@@ -86,67 +93,122 @@ def schema(checks: dict[str, registry.Check] | None = None) -> dict[str, Any]:
     }
 
 
+class _File(NamedTuple):
+    """One profile file: what it says, and where everything in it stands."""
+
+    path: str
+    document: dict[str, Any]
+    marks: Marks
+
+    def problem(self, path: Path, what: str, key: bool = False) -> str:
+        """One problem, as `file:line:column: where: what`."""
+        line, column = self.marks.at(path, key)
+        place = _place(path[:-1] if key else path)
+        return f"{self.path}:{line}:{column}: {place + ': ' if place else ''}{what}"
+
+
 def load(path: str, data: bytes) -> tuple[Profile, dict[str, bytes]]:
     """A validated profile, and every file that it is made of. Raises ProfileError with all problems."""
-    chain: list[tuple[str, dict[str, Any]]] = []
+    chain: list[_File] = []
     sources: dict[str, bytes] = {}
     checks = registry.load()
     while True:
-        if path in sources:
-            raise ProfileError([f"{path}: extends: comes back to itself: {' -> '.join([*sources, path])}"])
         sources[path] = data
-        document = validate(path, data, checks)
-        chain.append((path, document))
-        if "extends" not in document:
+        file = validate(path, data, checks)
+        chain.append(file)
+        if "extends" not in file.document:
             break
-        path = _base(path, document["extends"])
-        data = profiles.read(path)
+        path, data = _base(file)
+        if path in sources:
+            raise ProfileError([file.problem(("extends",), f"comes back to itself: {' -> '.join([*sources, path])}")])
     return _merge(chain, profiles.digest(*sources.values())), sources
 
 
-def _base(path: str, name: str) -> str:
-    if "/" in name or name.endswith((".yaml", ".yml", ".json")):
-        import os
+def _base(file: _File) -> tuple[str, bytes]:
+    """The file that another one extends, and its bytes."""
+    name = file.document["extends"]
+    if profiles.is_file(name):
+        path = os.path.normpath(os.path.join(os.path.dirname(file.path), name))
+    elif name in (known := profiles.available()):
+        path = known[name]
+    else:
+        near = difflib.get_close_matches(name, known, 1)
+        what = f"there is no profile named {name!r}" + _did_you_mean(near)
+        raise ProfileError([file.problem(("extends",), what)], f"Known: {', '.join(known)}.")
+    try:
+        return path, profiles.read(path)
+    except ProfileError as e:
+        raise ProfileError([file.problem(("extends",), str(e))], e.hint) from e
 
-        return os.path.normpath(os.path.join(os.path.dirname(path), name))
-    known = profiles.available()
-    if name not in known:
-        raise ProfileError([f"{path}: extends: there is no profile named {name!r}"], f"Known: {', '.join(known)}.")
-    return known[name]
 
-
-def _merge(chain: Sequence[tuple[str, dict[str, Any]]], sha256: str) -> Profile:
-    """A section given later replaces the whole section of the base; null takes it out; lists of names add up."""
-    path, top = chain[0]
+def _merge(chain: Sequence[_File], sha256: str) -> Profile:
+    """What a file gives replaces what its base gives, key by key and whole; null takes a section out."""
     sections: dict[str, Any] = {}
-    lists: dict[str, list[Any]] = {"advisory": [], "assert_only": [], "waivers": []}
-    valid_for: str | int = 3600
-    for _, document in reversed(chain):
-        sections |= {k: v for k, v in document.items() if k not in META}
-        for name, values in lists.items():
-            values += [v for v in document.get(name, []) if v not in values]
-        valid_for = document.get("valid_for", valid_for)
-    sections = {name: section for name, section in sections.items() if section is not None}
+    meta: dict[str, Any] = {}
+    problems = []
+    for file in reversed(chain):
+        given = {name: section for name, section in file.document.items() if name not in META}
+        empty = [name for name, section in given.items() if section is None and name not in sections]
+        why = "nothing is given" if file is chain[-1] else "null takes a section out, and the base has no such section"
+        problems += [file.problem((name,), why) for name in empty]
+        sections = {name: section for name, section in (sections | given).items() if section is not None}
+        meta |= {name: value for name, value in file.document.items() if name in META}
+        problems += _naming_nothing(file, sections)
+    top = chain[0]
+    if problems:
+        raise ProfileError(problems, "hostprep explain lists the checks, hostprep explain CHECK says what one takes.")
     if not sections:
-        raise ProfileError(
-            [f"{path}: this profile checks nothing"], "Add a section: hostprep explain lists the checks."
-        )
-    for name in ("advisory", "assert_only"):
-        for value in lists[name]:
-            if value.partition("/")[0] not in sections and "*" not in value:
-                hint = f"Known: {', '.join(sections)}."
-                raise ProfileError([f"{path}: {name}: {value!r} names no check of this profile"], hint)
+        hint = "Add a section: hostprep explain lists the checks."
+        raise ProfileError([top.problem((), "this profile checks nothing")], hint)
+    own_name = os.path.basename(top.path).rpartition(".")[0] or os.path.basename(top.path)
     return Profile(
-        name=top.get("name") or path.rpartition("/")[2].rpartition(".")[0],
+        name=top.document.get("name", own_name),
         sha256=sha256,
         sections=sections,
-        description=top.get("description", ""),
-        advisory=tuple(lists["advisory"]),
-        assert_only=tuple(lists["assert_only"]),
-        waivers=tuple(Waiver(w["finding"], w["reason"], w["until"], w.get("owner", "")) for w in lists["waivers"]),
-        valid_for=parse_duration(valid_for),
-        source=path,
+        description=top.document.get("description", ""),
+        advisory=tuple(meta.get("advisory", ())),
+        assert_only=tuple(meta.get("assert_only", ())),
+        waivers=tuple(
+            Waiver(w["finding"], w["reason"], w["until"], w.get("owner", "")) for w in meta.get("waivers", ())
+        ),
+        valid_for=parse_duration(meta.get("valid_for", 3600)),
+        source=top.path,
     )
+
+
+def _naming_nothing(file: _File, sections: Mapping[str, Any]) -> Iterator[str]:
+    """What is said about a check that this profile does not have is a slip of the pen, and would have no effect."""
+    said = file.document
+    for key in ("advisory", "assert_only"):
+        for i, value in enumerate(said.get(key, ())):
+            check = value if key == "assert_only" else value.partition("/")[0]
+            if not any(name == check if key == "assert_only" else fnmatchcase(name, check) for name in sections):
+                near = difflib.get_close_matches(value.partition("/")[0], sections, 1)
+                yield file.problem((key, i), f"{value!r} names no check of this profile" + _did_you_mean(near))
+    for i, waiver in enumerate(said.get("waivers", ())):
+        check, slash, _ = waiver["finding"].partition("/")
+        if not any(fnmatchcase(name, check) for name in sections):
+            near = difflib.get_close_matches(check, sections, 1)
+            what = f"{check!r} is no check of this profile" + _did_you_mean(near)
+            yield file.problem(("waivers", i, "finding"), what)
+        elif not slash and "*" not in check:
+            yield file.problem(("waivers", i, "finding"), f"names no finding; all of this check are '{check}/*'")
+
+
+def effective(profile: Profile) -> str:
+    """A profile as one file that extends nothing and means the same."""
+    meta = {
+        "name": profile.name,
+        "description": profile.description,
+        "advisory": profile.advisory,
+        "assert_only": profile.assert_only,
+        "waivers": [{k: v for k, v in w._asdict().items() if v} for w in profile.waivers],
+        "valid_for": "" if profile.valid_for == 3600 else profile.valid_for,
+    }
+    whole = {k: v for k, v in meta.items() if v} | dict(profile.sections)
+    plain = json.loads(json.dumps(whole))  # lists, no tuples, and nothing twice that PyYAML would make an anchor of
+    parts = [({key: value}, None if isinstance(value, (dict, list)) else False) for key, value in plain.items()]
+    return "".join(yaml.safe_dump(p, default_flow_style=style, **_DUMP) for p, style in parts)
 
 
 # -- YAML -----------------------------------------------------------------------------------------
@@ -169,13 +231,15 @@ class Marks:
 
 def parse(name: str, data: bytes) -> tuple[Any, Marks]:
     """A YAML document as plain data, and where everything in it stands. Raises ProfileError."""
-    if len(data) > SIZE_LIMIT:
-        raise ProfileError([f"{name}: larger than {SIZE_LIMIT // 1024} KiB: not a profile"])
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as e:
-        line = data[: e.start].count(b"\n") + 1
-        raise ProfileError([f"{name}:{line}:1: not UTF-8"], "Save the file as UTF-8.") from e
+        line, column = data[: e.start].count(b"\n") + 1, e.start - data.rfind(b"\n", 0, e.start)
+        raise ProfileError([f"{name}:{line}:{column}: not UTF-8"], "Save the file as UTF-8.") from e
+    if bad := re.search(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\U0010ffff]", text):
+        line = text[: bad.start()].count("\n") + 1
+        column = bad.start() - text.rfind("\n", 0, bad.start())
+        raise ProfileError([f"{name}:{line}:{column}: the control character U+{ord(bad[0]):04X} is not text"])
     problems: list[str] = []
     try:
         _only_plain(name, text, problems)
@@ -183,18 +247,24 @@ def parse(name: str, data: bytes) -> tuple[Any, Marks]:
             raise ProfileError(problems)
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as e:
-        mark = e.problem_mark or e.context_mark
-        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ProfileError(
-            [f"{name}{where}: not YAML: {e.problem}"], "Mind the indentation, and quote what has a `: ` in it."
-        ) from e
+        raise _not_yaml(name, text, e) from e
     except yaml.YAMLError as e:
-        raise ProfileError([f"{name}: not YAML: {' '.join(str(e).split())}"]) from e
+        raise ProfileError([f"{name}:1:1: not YAML: {' '.join(str(e).split())}"]) from e
     marks = Marks()
     value = None if node is None else _construct(name, node, (), marks, problems)
     if problems:
         raise ProfileError(problems)
     return value, marks
+
+
+def _not_yaml(name: str, text: str, e: Any) -> ProfileError:
+    mark = e.problem_mark or e.context_mark
+    if mark is None:
+        return ProfileError([f"{name}:1:1: not YAML: {e.problem}"])
+    at = f"{name}:{mark.line + 1}:{mark.column + 1}"
+    if text.splitlines()[mark.line : mark.line + 1] and "\t" in text.splitlines()[mark.line][: mark.column + 1]:
+        return ProfileError([f"{at}: not YAML: a tab where spaces belong"], "YAML is indented with spaces only.")
+    return ProfileError([f"{at}: not YAML: {e.problem}"], "Mind the indentation, and quote what has a `: ` in it.")
 
 
 def _only_plain(name: str, text: str, problems: list[str]) -> None:
@@ -253,31 +323,25 @@ def _scalar(text: str) -> Any:
 # -- validating -----------------------------------------------------------------------------------
 
 
-def validate(name: str, data: bytes, checks: dict[str, registry.Check] | None = None) -> dict[str, Any]:
-    """The document of one profile file. Raises ProfileError with every problem in it."""
+def validate(name: str, data: bytes, checks: dict[str, registry.Check] | None = None) -> _File:
+    """One profile file by itself. Raises ProfileError with every problem in it, in the order of its lines."""
     document, marks = parse(name, data)
     if document is None:
-        raise ProfileError(
-            [f"{name}: empty: a profile that asks for nothing"], "hostprep profiles show baseline shows one."
-        )
+        hint = "hostprep profiles show baseline shows one."
+        raise ProfileError([f"{name}:1:1: empty: a profile that asks for nothing"], hint)
     if not isinstance(document, dict):
         raise ProfileError([f"{name}:1:1: a profile is a mapping of sections, not {_kind(document)}"])
+    file = _File(name, document, marks)
     full = schema(checks)
-    without_removed = {k: v for k, v in document.items() if v is not None or k in META}
-    found = sorted(_errors(full, without_removed), key=lambda e: (marks.at(e[0], e[2]), e[1]))
-    problems = []
-    for path, what, is_key in found:
-        line, column = marks.at(path, is_key)
-        place = _place(path if not is_key else path[:-1])
-        problems.append(f"{name}:{line}:{column}: {place + ': ' if place else ''}{what}")
-    problems += _dates(name, document, marks)
-    for key in document.keys() - full["properties"].keys():
-        if document[key] is None:
-            line, column = marks.at((key,), key=True)
-            problems.append(f"{name}:{line}:{column}: {_unknown_key(key, full['properties'])}")
-    if problems:
+    removed = {k for k, v in document.items() if v is None and k in full["properties"] and k not in META}
+    found = sorted(
+        {*_errors(full, {k: v for k, v in document.items() if k not in removed}), *_dates(document)},
+        key=lambda e: (marks.at(e[0], e[2]), e[1]),
+    )
+    if found:
+        problems = [file.problem(path, what, is_key) for path, what, is_key in found]
         raise ProfileError(problems, "hostprep explain CHECK says what a section takes.")
-    return document
+    return file
 
 
 def _errors(full: dict[str, Any], document: Any) -> Iterator[tuple[Path, str, bool]]:
@@ -317,7 +381,9 @@ def _explain(error: Any) -> Iterable[tuple[Path, str, bool]]:
         return [(path, f"{_shown(error.instance)} is not {_article(meant)}", False)]
     if error.validator == "minimum":
         return [(path, f"{error.instance} is too small: at least {error.validator_value}", False)]
-    if error.validator in ("minItems", "minProperties", "minLength"):
+    if error.validator == "minLength":
+        return [(path, f"{_shown(error.instance)} is too short", False)]
+    if error.validator in ("minItems", "minProperties"):
         return [(path, "is empty: it would ask for nothing", False)]
     if error.validator == "uniqueItems":
         return [(path, "names something twice", False)]
@@ -349,7 +415,7 @@ _KINDS = {
 def _kind(value: Any) -> str:
     if value is None:
         return "nothing"
-    kinds = {bool: "true or false", int: "a number", str: "text", list: "a list", dict: "a mapping"}
+    kinds = {bool: "a truth value", int: "a number", str: "text", list: "a list", dict: "a mapping"}
     return kinds[type(value)]
 
 
@@ -376,17 +442,17 @@ def _did_you_mean(near: Sequence[str]) -> str:
 
 
 def _place(path: Path) -> str:
-    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
+    parts = (f"[{p}]" if isinstance(p, int) else f".{p if p.isprintable() else ascii(p)}" for p in path)
+    return "".join(parts).lstrip(".")
 
 
-def _dates(name: str, document: dict[str, Any], marks: Marks) -> Iterator[str]:
+def _dates(document: dict[str, Any]) -> Iterator[tuple[Path, str, bool]]:
     """A waiver's last day must be a day that exists."""
     waivers = document.get("waivers")
     for i, waiver in enumerate(waivers if isinstance(waivers, list) else []):
         until = waiver.get("until") if isinstance(waiver, dict) else None
-        if isinstance(until, str) and re.fullmatch(r"\d{4}-\d{2}-\d{2}", until):
+        if isinstance(until, str) and re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", until):
             try:
                 datetime.date.fromisoformat(until)
             except ValueError:
-                line, column = marks.at(("waivers", i, "until"))
-                yield f"{name}:{line}:{column}: waivers[{i}].until: there is no day {until}"
+                yield ("waivers", i, "until"), f"there is no day {until}", False

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from hostprep.judge import show, show_desired
-from hostprep.model import Change, Facet, Fact, Finding, Status, Unknown
-from hostprep.report import NOT_READY, PENDING, READY, UNKNOWN, Report, stamp, to_dict
+from hostprep.judge import show, show_beside, show_desired
+from hostprep.model import Change, Desired, Facet, Fact, Finding, Status, Unknown
+from hostprep.report import NOT_READY, PENDING, READY, UNKNOWN, Report, dumps, stamp
 
 if TYPE_CHECKING:
     from hostprep.engine import Batch
@@ -23,20 +23,22 @@ class Paint(Protocol):
 
 
 _COLOURS = {"red": "31;1", "green": "32", "yellow": "33", "magenta": "35", "bold": "1", "dim": "2", "cyan": "36"}
-_WORDS = {
-    Status.PASS: ("pass", "green"),
-    Status.VOLATILE: ("volatile", "yellow"),
-    Status.PENDING: ("reboot", "yellow"),
-    Status.FAIL: ("FAIL", "red"),
-    Status.UNKNOWN: ("unknown", "magenta"),
+_WORDS = {  # as a row says it, as the last line counts it, and its colour
+    Status.FAIL: ("FAIL", "failed", "red"),
+    Status.UNKNOWN: ("unknown", "unknown", "magenta"),
+    Status.PENDING: ("reboot", "waiting for a reboot", "yellow"),
+    Status.VOLATILE: ("volatile", "volatile", "yellow"),
+    Status.PASS: ("pass", "passed", "green"),
 }
 _VERDICTS = {
     READY: ("READY", "green"),
     NOT_READY: ("NOT READY", "red"),
-    PENDING: ("NOT READY YET: reboot", "yellow"),
-    UNKNOWN: ("NOT READY: unknown", "magenta"),
+    PENDING: ("NOT READY before a reboot", "yellow"),
+    UNKNOWN: ("NOT READY, as far as can be told", "magenta"),
 }
-_COLUMN = 34  # characters; a longer value is cut, and whole in the JSON
+_TITLES = ("STATUS", "SETTING", "WANTED", "NOW", "NEXT BOOT")
+WIDTH = 100  # characters of a line, where no terminal says otherwise
+_NARROW = 10  # a column is not squeezed below this
 
 
 def plain(text: str, colour: str) -> str:
@@ -50,28 +52,23 @@ def coloured(text: str, colour: str) -> str:
 # -- text -----------------------------------------------------------------------------------------
 
 
-def text(report: Report, paint: Paint = plain) -> str:
-    """A table per check: what is wanted, what is now, what the next boot brings; under it what to do."""
-    host, when = report.hostname or "this host", stamp(report.generated_at)
-    head = f"hostprep {report.version}  {host}  profile {report.profile}  {when}"
+def text(report: Report, paint: Paint = plain, width: int = WIDTH) -> str:
+    """A table per check: what is wanted, what is now, what the next boot brings; under it what to do.
+
+    Settings that follow each other and have the same said about them share what is said. What does not fit into its
+    column goes on below; nothing is cut.
+    """
+    host, when = _line(report.hostname) or "this host", stamp(report.generated_at)
     rows = [_row(f) for f in report.findings]
-    widths = [max((len(r[i]) for r in rows), default=0) for i in range(5)]
-    titles = ("STATUS", "SETTING", "WANTED", "NOW", "NEXT BOOT")
-    widths = [max(w, len(t)) for w, t in zip(widths, titles, strict=True)]
-    lines = [paint(head, "bold"), "", paint("  " + _cells(titles, widths), "dim")]
-    last = ""
-    for finding, row in zip(report.findings, rows, strict=True):
-        if finding.check != last:
+    widths = _fit([max(map(len, column)) for column in zip(_TITLES, *rows, strict=True)], width - 2)
+    head = f"hostprep {report.version}  {host}  profile {report.profile}  {when}"
+    lines = [paint(head, "bold"), "", *_cells(_TITLES, widths, lambda t: paint(t, "dim"))]
+    for i, (finding, row) in enumerate(zip(report.findings, rows, strict=True)):
+        if i == 0 or finding.check != report.findings[i - 1].check:
             lines.append(paint(finding.check, "bold"))
-            last = finding.check
-        lines.append("  " + _cells(row, widths, partial(paint, colour=_colour(finding))))
-        indent = " " * (widths[0] + 4)
-        if finding.message:
-            lines += [indent + finding.message]
-        if finding.waived:
-            lines += [indent + paint(f"waived: {finding.waived}", "cyan")]
-        elif finding.fix:
-            lines += [indent + paint(f"-> {finding.fix}", "cyan")]
+        lines += _cells(row, widths, partial(paint, colour=_colour(finding)))
+        if (said := _said(finding)) and not _says_the_same(report.findings[i + 1 : i + 2], finding):
+            lines += _indented(said, widths[0] + 4, width, paint)
     return "\n".join([*lines, "", verdict(report, paint)]) + "\n"
 
 
@@ -79,45 +76,99 @@ def verdict(report: Report, paint: Paint = plain) -> str:
     """One line: the verdict, and what it rests on."""
     word, colour = _VERDICTS[report.verdict]
     waived = sum(bool(f.waived) for f in report.findings)
-    counts = [f"{report.count(s)} {_WORDS[s][0].lower()}" for s in reversed(Status) if report.count(s)]
-    advisory = sum(f.advisory and f.status is not Status.PASS for f in report.findings)
-    notes = [f"{waived} waived"] * bool(waived) + [f"{advisory} of them only advisory"] * bool(advisory)
-    part = f" (only {', '.join(report.selection)} looked at)" if report.selection is not None else ""
+    if report.verdict == READY and any(f.status is Status.VOLATILE and f.counts for f in report.findings):
+        word, colour = "READY until the next boot", "yellow"
     if report.verdict == READY and waived:
-        word = f"READY ({waived} waived)"
-        notes = notes[1:]
-    return paint(word, colour) + part + ": " + ", ".join([*counts, *notes])
+        word += f" ({waived} waived)"
+    part = f" (only {', '.join(report.selection)} looked at)" if report.selection is not None else ""
+    return paint(word, colour) + part + ": " + _summary(report)
 
 
-def _row(f: Finding) -> tuple[str, str, str, str, str]:
-    unit = f.desired.unit if f.desired else ""
-    now, later = show(f.fact.current, unit), show(f.fact.next_boot, unit)
+def _summary(report: Report) -> str:
+    """`1 failed, 7 passed, 1 waived; advisory: 3 unknown`: what decides comes first."""
+    counting = [f for f in report.findings if f.counts or (f.status is Status.PASS and not f.waived)]
+    waived = sum(bool(f.waived) for f in report.findings)
+    advisory = [f for f in report.findings if f.advisory and not f.waived and f.status is not Status.PASS]
+    first = ", ".join(_counts(counting) + [f"{waived} waived"] * bool(waived))
+    if all(f.advisory for f in report.findings):
+        first = "nothing was looked at that this profile requires"
+    return "; ".join([first, *([f"advisory: {', '.join(_counts(advisory))}"] if advisory else [])])
+
+
+def _counts(findings: Sequence[Finding]) -> list[str]:
+    counts = {status: sum(f.status is status for f in findings) for status in _WORDS}
+    return [f"{count} {_WORDS[status][1]}" for status, count in counts.items() if count]
+
+
+def _row(f: Finding) -> tuple[str, ...]:
+    now, later = (_line(show_beside(side, f.desired)) for side in f.fact)
     word = "waived" if f.waived else _WORDS[f.status][0]
-    if f.advisory and f.status is not Status.PASS:
-        word = "advice" if f.status is not Status.UNKNOWN else "unknown"
-    return word, _cut(f.key), _cut(show_desired(f.desired)), _cut(now), "same" if later == now else _cut(later)
+    if f.advisory and not f.waived and f.status not in (Status.PASS, Status.UNKNOWN):
+        word = "advisory"
+    return word, _line(f.key), _line(show_desired(f.desired)), now, "same" if later == now else later
 
 
 def _colour(f: Finding) -> str:
-    return "cyan" if f.waived or (f.advisory and f.status is not Status.PASS) else _WORDS[f.status][1]
+    return "cyan" if f.waived or (f.advisory and f.status is not Status.PASS) else _WORDS[f.status][2]
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _COLUMN else text[: _COLUMN - 1] + "…"
+def _said(f: Finding) -> tuple[str, str] | None:
+    """What a finding that is not pass means, and what to do. What its row says already is not said again."""
+    known = f"Wanted {show_desired(f.desired)}, found {show_beside(f.fact.current, f.desired)}."
+    message = _line(f.message.removeprefix(known).strip())
+    todo = f"waived: {f.waived}" if f.waived else f"-> {f.fix}" if f.fix else ""
+    return (message, _line(todo)) if message or todo else None
 
 
-def _cells(cells: Sequence[str], widths: Sequence[int], first: Callable[[str], str] = lambda t: t) -> str:
-    padded = [f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)]
-    return "  ".join([first(padded[0]), *padded[1:]]).rstrip()
+def _says_the_same(following: Sequence[Finding], f: Finding) -> bool:
+    return any(n.check == f.check and _said(n) == _said(f) for n in following)
+
+
+def _indented(said: tuple[str, str], indent: int, width: int, paint: Paint) -> list[str]:
+    """The meaning is wrapped; what to do is not, since somebody may copy it."""
+    message, todo = said
+    lines = _wrap(message, max(width - indent, 2 * _NARROW)) if message else []
+    return [" " * indent + line for line in [*lines, *([paint(todo, "cyan")] if todo else [])]]
+
+
+def _line(text: str) -> str:
+    """Text of this host made fit for a terminal: one line, no control characters."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+
+
+def _fit(widths: list[int], room: int) -> list[int]:
+    """Column widths that fit: of those that can be wrapped, the widest gives way."""
+    while sum(widths) + 2 * (len(widths) - 1) > room and max(widths[1:]) > _NARROW:
+        widest = widths.index(max(widths[1:]), 1)
+        widths = [*widths[:widest], widths[widest] - 1, *widths[widest + 1 :]]
+    return widths
+
+
+def _cells(cells: Sequence[str], widths: Sequence[int], first: Callable[[str], str]) -> list[str]:
+    """A row, on as many lines as its longest cell needs."""
+    columns = [_wrap(cell, width) for cell, width in zip(cells, widths, strict=True)]
+    lines = []
+    for i in range(max(map(len, columns))):
+        padded = [f"{c[i] if i < len(c) else '':<{width}}" for c, width in zip(columns, widths, strict=True)]
+        lines.append("  " + "  ".join([first(padded[0]) if i == 0 else padded[0], *padded[1:]]).rstrip())
+    return lines
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """Lines of at most this width, broken after a space, comma or slash where there is one."""
+    lines = []
+    while len(text) > width:
+        cut = max(text.rfind(c, 0, width + (c == " ")) for c in " ,/") + 1
+        cut = cut if cut > width // 3 else width
+        lines.append(text[:cut].rstrip())
+        text = text[cut:].lstrip()
+    return [*lines, text]
 
 
 # -- machines -------------------------------------------------------------------------------------
 
 
-def json(report: Report) -> str:
-    import json
-
-    return json.dumps(to_dict(report), indent=1) + "\n"
+json = dumps
 
 
 def prometheus(report: Report) -> str:
@@ -132,7 +183,7 @@ def prometheus(report: Report) -> str:
             lines.append(f"hostprep_{name}{{{inner}}} {value:g}" if inner else f"hostprep_{name} {value:.10g}")
 
     profile = {"profile": report.profile}
-    statuses = {check: {f.status for f in report.findings if f.check == check} for check in report.durations}
+    statuses = {check: {f.status for f in report.findings if f.check == check} for check in _checks(report)}
     metric("build_info", "Version of hostprep that made the report.", [({"version": report.version}, 1)])
     metric("ready", "Is the host ready by its profile (1) or not (0)?", [(profile, report.verdict == READY)])
     metric(
@@ -165,21 +216,20 @@ def prometheus(report: Report) -> str:
             for f in report.findings
         ],
     )
-    metric("waived_findings", "Findings that a waiver covers.", [({}, sum(bool(f.waived) for f in report.findings))])
+    waived = [f for f in report.findings if f.waived]
+    metric("waived_findings", "How many findings a waiver covers.", [({}, len(waived))])
+    metric("finding_waived", "A waiver covers this finding.", [({"check": f.check, "key": f.key}, 1) for f in waived])
     return "\n".join(lines) + "\n"
 
 
 def nagios(report: Report) -> str:
     """One line with performance data, as Nagios, Icinga and their kin take it from a plug-in."""
     word = {READY: "OK", PENDING: "WARNING", NOT_READY: "CRITICAL", UNKNOWN: "UNKNOWN"}[report.verdict]
-    bad = [
-        f"{f.name} {f.status.value}"
-        for f in report.findings
-        if f.counts and f.status not in (Status.PASS, Status.VOLATILE)
-    ]
-    data = " ".join(f"{s.value}={report.count(s)}" for s in Status)
-    details = "; ".join(bad) or f"{len(report.findings)} settings as {report.profile} wants them"
-    return f"HOSTPREP {word} - {details}".replace("|", "/") + f" | {data} duration={report.duration_ms / 1000:.3f}s\n"
+    bad = [f"{f.name} {f.status.value}" for f in report.findings if f.counts and f.status is not Status.PASS]
+    bad += [f"{f.name} waived: {f.waived}" for f in report.findings if f.waived]
+    data = " ".join(f"{s.value}={sum(f.status is s for f in report.findings)}" for s in Status)
+    said = _line(": ".join([_summary(report), *(["; ".join(bad)] if bad else [])])).replace("|", "/")
+    return f"HOSTPREP {word} - {said} | {data} duration={report.duration_ms / 1000:.3f}s\n"
 
 
 def junit(report: Report) -> str:
@@ -187,7 +237,7 @@ def junit(report: Report) -> str:
     from xml.sax.saxutils import escape, quoteattr
 
     suites = []
-    for check, ms in report.durations.items():
+    for check in _checks(report):
         findings = [f for f in report.findings if f.check == check]
         cases = []
         for f in findings:
@@ -195,14 +245,14 @@ def junit(report: Report) -> str:
             if f.status not in (Status.PASS, Status.VOLATILE):
                 kind = "skipped" if not f.counts else "error" if f.status is Status.UNKNOWN else "failure"
                 said = f"{f.message}\n{f.fix}".strip()
-                body = f"<{kind} message={quoteattr(f.waived or f.message)}>{escape(_xml(said))}</{kind}>"
-            cases.append(
-                f"    <testcase classname={quoteattr(f'hostprep.{check}')} name={quoteattr(f.key)}>{body}</testcase>"
-            )
+                title = f"waived: {f.waived}" if f.waived else f.message
+                body = f"<{kind} message={quoteattr(_line(title))}>{escape(_xml(said))}</{kind}>"
+            names = f"classname={quoteattr(f'hostprep.{check}')} name={quoteattr(_line(f.key))}"
+            cases.append(f"    <testcase {names}>{body}</testcase>")
         counts = [sum(f"<{kind} " in case for case in cases) for kind in ("failure", "error", "skipped")]
-        names = ("failures", "errors", "skipped")
-        numbers = " ".join(f'{name}="{count}"' for name, count in zip(names, counts, strict=True))
-        numbers = f'tests="{len(cases)}" {numbers} time="{ms / 1000:.3f}"'
+        words = ("failures", "errors", "skipped")
+        numbers = " ".join(f'{word}="{count}"' for word, count in zip(words, counts, strict=True))
+        numbers = f'tests="{len(cases)}" {numbers} time="{report.durations.get(check, 0) / 1000:.3f}"'
         suites.append("\n".join([f"  <testsuite name={quoteattr(check)} {numbers}>", *cases, "  </testsuite>"]))
     return (
         '<?xml version="1.0" encoding="UTF-8"?>\n<testsuites name="hostprep">\n'
@@ -211,12 +261,18 @@ def junit(report: Report) -> str:
     )
 
 
+def _checks(report: Report) -> list[str]:
+    """The checks that were run, and those that only have a finding: a profile that is not valid is one."""
+    return list(dict.fromkeys([*report.durations, *(f.check for f in report.findings)]))
+
+
 def _label(value: str) -> str:
-    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    text = "".join(c if c.isprintable() or c == "\n" else " " for c in value)
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
 def _xml(text: str) -> str:
-    return "".join(c for c in text if c.isprintable() or c == "\n")
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
 FORMATS: dict[str, Callable[[Report], str]] = {
@@ -232,26 +288,50 @@ FORMATS: dict[str, Callable[[Report], str]] = {
 
 
 def plan(batches: Sequence[Batch], paint: Paint = plain) -> str:
-    """What apply would do, batch by batch: each change, what it disrupts, the commands and the files."""
-    if not batches:
-        return "Nothing to change.\n"
+    """What apply would do, batch by batch: each change, what it disrupts, the commands and the files.
+
+    What is needed and refused comes after it, with the reason.
+    """
     lines: list[str] = []
     for batch in batches:
+        if all(p.refused for p in batch.planned):
+            continue
         when = "now" if batch.facet is Facet.CURRENT else "for the next boot"
         lines.append(paint(f"{batch.check}, {when}", "bold"))
         for item in batch.planned:
-            unit = item.desired.unit if item.desired else ""
-            change = f"{item.change.key}: {show(item.change.before, unit)} -> {show(item.change.after, unit)}"
             if item.refused:
-                lines.append("  " + paint(f"refused  {change}", "red"))
-                lines.append(f"           {item.refused}")
-            else:
-                lines.append("  " + paint(change, "yellow"))
-                if item.desired and item.desired.disrupts and batch.facet is Facet.CURRENT:
-                    lines.append("    " + paint(f"disrupts: {item.desired.disrupts}", "red"))
-        lines += _steps(batch.steps, paint)
+                continue
+            lines.append("  " + paint(_change(item.change, item.desired), "yellow"))
+            if item.desired and item.desired.disrupts and batch.facet is Facet.CURRENT:
+                lines.append("    " + paint(f"disrupts: {_line(item.desired.disrupts)}", "red"))
+        lines += [*_steps(batch.steps, paint), ""]
+    refused = [p for batch in batches for p in batch.planned if p.refused]
+    if refused:
+        lines.append(paint("Refused: needed, but hostprep will not do it", "red"))
+        for i, item in enumerate(refused):
+            when = "now" if item.change.facet is Facet.CURRENT else "next boot"
+            lines.append(f"  {item.change.check}/{_change(item.change, item.desired)} ({when})")
+            if i + 1 == len(refused) or item.refused != refused[i + 1].refused:
+                lines += ["    " + line for line in _wrap(_line(item.refused), WIDTH - 4)]
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, ""]) if lines else "Nothing to change.\n\n"
+
+
+def _change(change: Change, desired: Desired | None) -> str:
+    before, after = (_line(show_beside(side, desired)) for side in (change.before, change.after))
+    return f"{_line(change.key)}: {before} -> {after}"
+
+
+def left_over(findings: Sequence[Finding], paint: Paint = plain) -> str:
+    """What a plan does not touch, though it is not as wanted, and what a person does about it."""
+    lines = []
+    for i, f in enumerate(findings):
+        advisory = " (advisory)" if f.advisory else ""
+        found = _line(show_beside(f.fact.current, f.desired))
+        lines.append(f"  {f.name}{advisory}: wanted {_line(show_desired(f.desired))}, found {found}")
+        if (said := _said(f)) and not _says_the_same(findings[i + 1 : i + 2], f):
+            lines += _indented(said, 4, WIDTH, paint)
+    return "\n".join([paint("Left to you: hostprep cannot change it", "bold"), *lines, "", ""]) if lines else ""
 
 
 def revert(changes: Sequence[Change], steps: Sequence[Step], foreign: Sequence[str], paint: Paint = plain) -> str:
@@ -272,7 +352,7 @@ def _steps(steps: Sequence[Step], paint: Paint) -> list[str]:
         lines.append("    " + paint(f"# {step.command}" if not step.diff else step.command, "cyan"))
         for line in step.diff.splitlines():
             colour = {"+": "green", "-": "red"}.get(line[:1], "dim")
-            lines.append("      " + paint(line, colour))
+            lines.append("      " + paint(_line(line), colour))
     return lines
 
 
@@ -286,27 +366,32 @@ def failures(failed: Sequence[Failure], paint: Paint = plain) -> str:
 
 
 def facts(everything: Mapping[str, Mapping[str, Fact] | Unknown], paint: Paint = plain) -> str:
-    """Facts without a profile: one line each; long runs of one kind (modules) are folded into one."""
+    """Facts without a profile: one line each; long runs of one kind (modules) are folded into one.
+
+    Why something is unknown is told once, below the check.
+    """
     lines: list[str] = []
     for check, found in everything.items():
         lines.append(paint(check, "bold"))
         if isinstance(found, Unknown):
-            lines.append(f"  unknown: {found.reason}")
+            lines.append(f"  unknown: {_line(found.reason)}")
             continue
         folded: dict[tuple[str, Fact], list[str]] = {}
-        width = min(max((len(k) for k in found), default=0), _COLUMN)
+        width = min(max((len(k) for k in found), default=0), WIDTH // 3)
         for key, fact in found.items():
             prefix, slash, rest = key.partition("/")
             if slash and sum(k.startswith(f"{prefix}/") for k in found) > 20:
                 folded.setdefault((prefix, fact), []).append(rest)
                 continue
-            lines.append(f"  {key:<{width}}  {_fact(fact)}")
+            lines.append(f"  {_line(key):<{width}}  {_fact(fact)}")
         for (prefix, fact), keys in folded.items():
             names = ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
             lines.append(f"  {prefix:<{width}}  {_fact(fact)}: {names}")
+        reasons = dict.fromkeys(r.reason for fact in found.values() for r in fact if isinstance(r, Unknown))
+        lines += [f"  unknown: {_line(reason)}" for reason in reasons]
     return "\n".join(lines) + "\n"
 
 
 def _fact(fact: Fact) -> str:
-    now, later = (f"unknown: {r.reason}" if isinstance(r, Unknown) else show(r) for r in fact)
+    now, later = (_line(show(r)) for r in fact)
     return now if now == later else f"{now}  (next boot: {later})"

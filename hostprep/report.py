@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ from hostprep.errors import (
 from hostprep.model import Desired, Fact, Finding, Profile, Reading, Status, Unknown, from_json, to_json
 
 SCHEMA_VERSION = 1
+SCHEMA_FILE = os.path.join(os.path.dirname(__file__), "schemas", "report.schema.json")
 READY, NOT_READY, PENDING, UNKNOWN = "ready", "not-ready", "pending-reboot", "unknown"
 
 # 1 to 9 speak of the host, 64 to 78 of hostprep.
@@ -37,6 +40,7 @@ EXIT_CODES = {
     75: "another hostprep is changing the host",
     77: "needs root",
     78: "the profile, or hostprep's own state, is not valid or not to be trusted",
+    130: "interrupted",
 }
 _OF_VERDICT = {READY: 0, NOT_READY: 1, UNKNOWN: 3, PENDING: 4}
 _OF_ERROR: dict[type[HostprepError], int] = {
@@ -73,20 +77,17 @@ class Report(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """What cannot be told is not ready; a report without findings tells nothing."""
+        """What cannot be told is not ready; a report in which nothing is required tells nothing."""
         statuses = {f.status for f in self.findings if f.counts}
         if Status.FAIL in statuses:
             return NOT_READY
-        if Status.UNKNOWN in statuses or not self.findings:
+        if Status.UNKNOWN in statuses or all(f.advisory for f in self.findings):
             return UNKNOWN
         return PENDING if Status.PENDING in statuses else READY
 
     @property
     def reboot_required(self) -> bool:
         return any(f.status is Status.PENDING and f.counts for f in self.findings)
-
-    def count(self, status: Status) -> int:
-        return sum(f.status is status for f in self.findings)
 
 
 class Identity(NamedTuple):
@@ -133,6 +134,8 @@ def exit_code(outcome: Report | BaseException, output: str = "text") -> int:
         return (_OF_VERDICT_FOR_NAGIOS if output == "nagios" else _OF_VERDICT)[outcome.verdict]
     if output == "nagios":
         return 3
+    if isinstance(outcome, KeyboardInterrupt):
+        return 130
     return next((code for kind, code in _OF_ERROR.items() if isinstance(outcome, kind)), 70)
 
 
@@ -163,6 +166,11 @@ def to_dict(report: Report) -> dict[str, Any]:
     }
 
 
+def dumps(report: Report) -> str:
+    """The report as JSON; bytes of the host that are not UTF-8 become `?`."""
+    return (json.dumps(to_dict(report), indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace").decode()
+
+
 def from_dict(data: dict[str, Any]) -> Report:
     """The inverse of to_dict(). Raises KeyError, TypeError or ValueError on what is no report."""
     generated = _seconds(data["generated_at"])
@@ -188,37 +196,52 @@ def from_dict(data: dict[str, Any]) -> Report:
     )
 
 
-def usable(data: object, here: Identity, max_age: int | None = None) -> Report:
+def usable(data: object, here: Identity, max_age: int | None = None, profile: Profile | None = None) -> Report:
     """A published report, if it may be relied on here and now; else ReportUnusable says why not.
 
     The rule for every consumer: missing, unreadable, too old, of another boot, machine or profile, from the
-    future, or of a part of the profile only, means not ready.
+    future, or of a part of the profile only, means not ready. `max_age` can only shorten what `valid_until` allows.
     """
     again = "Look at the host again: hostprep check"
     if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
         raise ReportUnusable("this is no report that this hostprep understands", again)
     try:
+        _validate(data)
         report = from_dict(data)
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise ReportUnusable(f"the report is damaged ({type(e).__name__}: {e})", again) from e
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as e:
+        raise ReportUnusable(f"the report is damaged: {e}", again) from e
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - report.uptime
-    limit = report.valid_for if max_age is None else max_age
+    limit = report.valid_for if max_age is None else min(report.valid_for, max_age)
     why = ""
-    if report.machine_id != here.machine_id:
+    if not here.machine_id or not here.boot_id:
+        why = "this machine has no /etc/machine-id, or no boot_id, to compare it with"
+    elif report.machine_id != here.machine_id:
         why = f"it is of another machine ({report.hostname})"
     elif report.boot_id != here.boot_id:
         why = f"it is of an earlier boot ({stamp(report.generated_at)})"
     elif report.selection is not None:
         why = f"only a part was looked at ({', '.join(report.selection)})"
+    elif profile is not None and report.profile_sha256 != profile.sha256:
+        why = f"it is of another profile ({report.profile}, or {profile.name} as it was then)"
     elif age < -1 or report.generated_at > time.time() + 60:
         why = f"it comes from the future ({stamp(report.generated_at)}): was the clock set back?"
-    elif age > limit:
-        why = f"it is {show_age(age)} old; at most {show_age(limit)} is allowed"
-    elif time.time() > report.generated_at + report.valid_for and max_age is None:
-        why = f"it was valid until {stamp(report.generated_at + report.valid_for)}"
+    elif age > limit or time.time() > report.generated_at + limit:
+        why = f"it is {show_age(max(age, time.time() - report.generated_at))} old; at most {show_age(limit)} is allowed"
     if why:
         raise ReportUnusable(f"the last report cannot be relied on: {why}", again)
     return report
+
+
+def _validate(data: dict[str, Any]) -> None:
+    """Raise ValueError on what the published schema does not allow, and on a verdict that its findings do not give."""
+    import jsonschema
+
+    with open(SCHEMA_FILE) as f:
+        validator = jsonschema.Draft202012Validator(json.load(f))
+    for error in validator.iter_errors(data):
+        raise ValueError(f"{'.'.join(map(str, error.absolute_path)) or 'it'}: {error.message[:200]}")
+    if (verdict := from_dict(data).verdict) != data["verdict"] or data["ready"] != (verdict == READY):
+        raise ValueError("its verdict is not that of its findings")
 
 
 def stamp(seconds: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from hostprep import files
 from hostprep.errors import HostError, NeedsRoot, OutputFailed, ReportUnusable, StateError
 from hostprep.host import Host
-from hostprep.report import Identity, Report, to_dict
+from hostprep.report import Identity, Report, dumps
 
 RUN_DIR = "/run/hostprep"
 STATE_DIR = "/var/lib/hostprep"
@@ -50,8 +50,7 @@ def publish(report: Report) -> str:
     path = report_path()
     try:
         files.own_directory(run_dir())
-        data = json.dumps(to_dict(report), indent=1).encode() + b"\n"
-        files.replace(path, data, 0o644)
+        files.replace(path, dumps(report).encode(), 0o644)
     except (OSError, StateError) as e:
         with contextlib.suppress(OSError):
             os.unlink(path)
@@ -60,26 +59,43 @@ def publish(report: Report) -> str:
     return path
 
 
+def retract() -> None:
+    """Take the published report away, before the host is changed: it speaks of a host that will be no more.
+
+    Whoever is cut off while changing leaves no report, and without one the host is not ready.
+    """
+    path = report_path()
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        raise OutputFailed(f"{path}: the old report cannot be taken away: {e.strerror}; nothing was changed") from e
+
+
 def published() -> Any:
     """The report that was published last, as data. Raises ReportUnusable."""
     path = report_path()
     again = "Make one: hostprep check (as root)"
-    if os.geteuid() == 0 and os.path.exists(path) and (why := files.untrusted(path)):
+    if os.geteuid() == 0 and os.path.lexists(path) and (why := files.untrusted(path)):
         raise ReportUnusable(f"{path} is not to be trusted: {why}", again)
     try:
-        with open(path, "rb") as f:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would hold us up
+        with open(fd, "rb") as f:
             return json.load(f)
     except FileNotFoundError:
         raise ReportUnusable(f"there is no report at {path}", again) from None
-    except (OSError, ValueError) as e:
-        raise ReportUnusable(f"{path}: cannot be read: {e}", again) from e
+    except OSError as e:
+        raise ReportUnusable(f"{path}: {e.strerror}", again) from e
+    except (ValueError, RecursionError) as e:
+        raise ReportUnusable(f"{path}: damaged: {e}", again) from e
 
 
 @contextlib.contextmanager
 def changing() -> Iterator[str]:
     """The journal's path, with nobody else changing this host. Raises NeedsRoot, Busy or StateError."""
     if os.geteuid() != 0:
-        raise NeedsRoot("changing a host needs root", "Run it again with sudo.")
+        raise NeedsRoot("this needs root", "Run it again with sudo.")
     folder = files.own_directory(os.environ.get("HOSTPREP_STATE_DIR") or STATE_DIR)
     with files.lock(os.path.join(folder, "lock")):
         yield os.path.join(folder, "journal")

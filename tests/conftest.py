@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,10 @@ def journal(tmp_path: Path) -> Journal:
 
 
 @pytest.fixture(autouse=True)
-def _own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes this machine's own report, journal or cache."""
     for name in ("RUN", "STATE", "CACHE"):
         monkeypatch.setenv(f"HOSTPREP_{name}_DIR", str(tmp_path / name.lower()))
-    yield
 
 
 def profile(sections: Mapping[str, Any], **more: Any) -> Profile:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -115,7 +114,8 @@ def mkconfig(host: FakeHost) -> Answer:
     def run(argv: Sequence[str]) -> str:
         assert argv[1] == "-o"
         script = (
-            '. "$1/etc/default/grub"; for f in "$1"/etc/default/grub.d/*.cfg; do if [ -e "$f" ]; then . "$f"; fi; done; '
+            '. "$1/etc/default/grub"; '
+            'for f in "$1"/etc/default/grub.d/*.cfg; do if [ -e "$f" ]; then . "$f"; fi; done; '
             'printf "%s %s" "$GRUB_CMDLINE_LINUX" "$GRUB_CMDLINE_LINUX_DEFAULT"'
         )
         done = subprocess.run(["sh", "-c", script, "sh", host.root], capture_output=True, text=True, check=True)
@@ -123,14 +123,6 @@ def mkconfig(host: FakeHost) -> Answer:
         return ""
 
     return run
-
-
-def boot(host: FakeHost) -> None:
-    """Start the host anew by its grub.cfg: the arguments of its first entry become those of now."""
-    words = re.search(r"linux\s+\S+ (.*)", Path(host.root + "/boot/grub/grub.cfg").read_text())
-    assert words
-    host.put("/proc/cmdline", f"BOOT_IMAGE=/boot/vmlinuz-6.1.0 {words[1]}\n")
-    host.put("/proc/sys/kernel/random/boot_id", "99999999-2222-3333-4444-555555555555\n")
 
 
 CMDLINE = "root=UUID=5b0c ro console=ttyS0 quiet"
