@@ -85,7 +85,7 @@ TMPFILES_DIRS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/local/lib/tmpfiles.
 SYSCTL_DIRS = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d")
 PROC_POOLS = ("/proc/sys/vm/nr_hugepages",)  # of the default size
 SYSCTLS = ("vm.nr_hugepages", "vm.nr_hugepages_mempolicy")
-_POOL = re.compile(rf"({POOLS}|{NODES}/node\d+/hugepages)/hugepages-\d+kB/nr_hugepages")
+_POOL = rf"({POOLS}|{NODES}/node\d+/hugepages)/hugepages-\d+kB/nr_hugepages"
 COUNTERS = {"free": "free_hugepages", "reserved": "resv_hugepages", "surplus": "surplus_hugepages"}
 UNITS = "/etc/systemd/system"
 UNIT_DIRS = (UNITS, "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system")
@@ -370,7 +370,7 @@ def _tmpfiles(host: Host) -> dict[str, int]:
     for pattern, count in lines.items():
         found = host.glob(pattern) if any(c in pattern for c in "*?[") else [pattern]
         counts |= dict.fromkeys((path.replace("nr_hugepages_mempolicy", "nr_hugepages") for path in found), count)
-    return {path: count for path, count in counts.items() if path in PROC_POOLS or _POOL.fullmatch(path)}
+    return {path: count for path, count in counts.items() if path in PROC_POOLS or re.fullmatch(_POOL, path)}
 
 
 def _drop_ins(host: Host, folders: Sequence[str]) -> list[str]:

@@ -56,7 +56,7 @@ SERVICES = (  # all of them wanted by multi-user.target, not by swap.target
     "systemd-swap.service",
 )
 WAAGENT = "/etc/waagent.conf"
-WAAGENT_SWAP = re.compile(rb'^([ \t]*ResourceDisk\.EnableSwap[ \t]*=[ \t"]*)([yYnN])(?![^"#\s])', re.M)
+WAAGENT_SWAP = rb'(?m)^([ \t]*ResourceDisk\.EnableSwap[ \t]*=[ \t"]*)([yYnN])(?![^"#\s])'
 RC_LOCALS = ("/etc/rc.local", "/etc/rc.d/rc.local")
 GPT_SWAP = "0657fd6d-a4ab-43c4-84e5-0933c84b4f4f"
 GPT_NO_AUTO = 1 << 63
@@ -111,7 +111,7 @@ def _sources(host: Host) -> tuple[str, ...]:
     for name in sorted({link.partition("/")[2] for link in links}):
         if not _masked(host, name):
             sources.append(f"unit:{name}" if name.endswith(".swap") else f"service:{name}")
-    switches = WAAGENT_SWAP.findall(host.read_bytes(WAAGENT) or b"")
+    switches = re.findall(WAAGENT_SWAP, host.read_bytes(WAAGENT) or b"")
     if switches and switches[-1][1] in b"yY":
         sources.append("waagent")
     for path in dict.fromkeys(host.resolve(path) for path in RC_LOCALS):
@@ -396,7 +396,7 @@ def _turn(host: Host, source: str, on: bool) -> None:
         _enable(host, f"dev-{name}.swap") if on else _disable(host, f"dev-{name}.swap")
     elif kind == "waagent":
         text = host.read_bytes(WAAGENT) or b""
-        host.replace(WAAGENT, WAAGENT_SWAP.sub(rb"\1y" if on else rb"\1n", text))
+        host.replace(WAAGENT, re.sub(WAAGENT_SWAP, rb"\1y" if on else rb"\1n", text))
     else:
         raise ChangeFailed(f"{source}: hostprep does not change this", BY_HAND.get(kind, ""))
 

@@ -21,9 +21,17 @@ _FORMATS = {"text", "json", "prometheus", "nagios", "junit"}
 
 
 def main() -> None:
-    """The console script."""
+    """The console script.
+
+    What was said is out by now, and nothing else needs an orderly end: taking the interpreter down costs as much as
+    looking at the host.
+    """
     _open_standard_streams()
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # told already, where it matters
+            stream.flush()
+    os._exit(status)
 
 
 def _open_standard_streams() -> None:

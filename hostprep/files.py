@@ -21,11 +21,13 @@ def replace(
     owner: tuple[int, int] | None = None,
     attributes: str = "",
     temporary: str | None = None,
+    lasting: bool = True,
 ) -> None:
     """Replace a file whole: temporary file beside it, fsync, rename, fsync of the directory. Raises OSError.
 
     A power cut leaves the old file or the new one, and at worst the temporary one beside it. Two processes may
-    replace the same file at once, unless they name the `temporary` file.
+    replace the same file at once, unless they name the `temporary` file. What means nothing after a reboot need not
+    be `lasting`: no reader sees half of it either, but it is not waited for until it is on disk.
     """
     temporary = temporary or f"{temporary_name(path)}-{os.getpid()}"
     with contextlib.suppress(FileNotFoundError):
@@ -38,7 +40,8 @@ def replace(
                 os.fchown(fd, *owner)
             set_attributes(fd, attributes)
             os.fchmod(fd, mode)
-            os.fsync(fd)
+            if lasting:
+                os.fsync(fd)
         finally:
             os.close(fd)
         os.replace(temporary, path)
@@ -46,7 +49,8 @@ def replace(
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    sync_directory(os.path.dirname(path))
+    if lasting:
+        sync_directory(os.path.dirname(path))
 
 
 def replace_link(path: str, target: bytes, owner: tuple[int, int] | None = None) -> None:

@@ -151,7 +151,7 @@ def _keep(cache: str, key: str, profile: Profile, sources: dict[str, bytes]) -> 
     try:
         os.makedirs(os.path.dirname(cache), mode=0o755, exist_ok=True)
         if not files.untrusted(os.path.dirname(cache)):
-            files.replace(cache, json.dumps(record).encode())
+            files.replace(cache, json.dumps(record).encode(), lasting=False)
     except OSError:
         pass  # a read-only or full disk: the profile is read again next time
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 
@@ -49,7 +48,7 @@ def show_bytes(number: int, like: int | None = None) -> str:
     if like is None:
         return _rounded(number, _BINARY, round)
     written, units = _as_written(like)
-    return written if number == like else _rounded(number, units, math.floor)
+    return written if number == like else _rounded(number, units, int)
 
 
 _DECIMAL = (1000, ("B", "kB", "MB", "GB", "TB", "PB"))

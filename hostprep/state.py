@@ -50,7 +50,7 @@ def publish(report: Report) -> str:
     path = report_path()
     try:
         files.own_directory(run_dir())
-        files.replace(path, dumps(report).encode(), 0o644)
+        files.replace(path, dumps(report).encode(), 0o644, lasting=False)
     except (OSError, StateError) as e:
         with contextlib.suppress(OSError):
             os.unlink(path)

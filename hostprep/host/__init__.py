@@ -126,8 +126,9 @@ class Host:
                     if fnmatch.fnmatchcase(name, part)
                 ]
             else:
-                found = [f"{base}/{part}" for base in found if self.exists(f"{base}/{part}")]
-        return found
+                found = [f"{base}/{part}" for base in found]
+        # What was listed is there; a name that was not listed may not be.
+        return found if any(c in part for c in "*?[") else [path for path in found if self.exists(path)]
 
     def exists(self, path: str) -> bool:
         """Is there anything of that name, be it a link that leads nowhere?"""

@@ -184,7 +184,7 @@ def _kill_and_reap(pid: int) -> None:
 class Child:
     """A forked child that runs one function and answers over a pipe."""
 
-    def __init__(self, work: Callable[[], bytes], limit: float) -> None:
+    def __init__(self, work: Callable[[], bytes], limit: float, held: Iterable[int]) -> None:
         self.answer, writer = os.pipe()
         self.received = bytearray()
         self.seconds: float | None = None  # that it took; None while it has not finished
@@ -198,7 +198,7 @@ class Child:
             os.close(writer)
             raise
         if self.pid == 0:
-            _live(work, writer, limit)
+            _live(work, writer, limit, (*held, self.answer))
         os.close(writer)
 
     def listen(self) -> bool:
@@ -228,7 +228,7 @@ class Child:
         return bytes(self.received) if self.code == 0 and self.received else f"gave no answer: {_ending(self.code)}"
 
 
-def _live(work: Callable[[], bytes], writer: int, limit: float) -> NoReturn:
+def _live(work: Callable[[], bytes], writer: int, limit: float, held: Iterable[int]) -> NoReturn:
     """The life of a child. It holds nothing of its parent's but the pipe: one that is stuck would otherwise hold
     a lock, or the stdout that a caller reads to its end, long after the parent is gone."""
     code = 1
@@ -237,10 +237,10 @@ def _live(work: Callable[[], bytes], writer: int, limit: float) -> NoReturn:
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
-        for name in os.listdir("/proc/self/fd"):
-            if int(name) > 2 and int(name) != writer:
+        for fd in held:
+            if fd not in (0, 1, 2, writer):
                 with contextlib.suppress(OSError):
-                    os.close(int(name))
+                    os.close(fd)
         signals = _signals()
         signals.signal(signals.SIGALRM, signals.SIG_DFL)
         signals.alarm(int(limit) + 2)  # should the parent be killed meanwhile, nobody else would end us
@@ -262,10 +262,12 @@ def gather(works: Iterable[tuple[str, Callable[[], bytes]]], deadline: float) ->
     _prepare_for_children()
     end = time.monotonic() + deadline
     children: dict[str, Child | str] = {}
+    held = [int(fd) for fd in os.listdir("/proc/self/fd")]
     try:
         for name, work in works:
             try:
-                children[name] = Child(work, deadline)
+                children[name] = child = Child(work, deadline, held)
+                held.append(child.answer)
             except OSError as e:
                 children[name] = f"no process could be started to look: {e.strerror}"
         _listen(_started(children), end)
@@ -306,7 +308,7 @@ def _end(children: Sequence[Child]) -> None:
     if unfinished:
         kill_families({child.pid for child in unfinished})
     end = time.monotonic() + _REAP_S
-    pause = 0.0005
+    pause = 0.0002
     left = list(children)
     while (left := [child for child in left if not child.gone()]) and time.monotonic() < end:
         time.sleep(pause)
