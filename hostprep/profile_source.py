@@ -220,6 +220,7 @@ class Marks:
     def __init__(self) -> None:
         self.values: dict[Path, tuple[int, int]] = {(): (1, 1)}
         self.keys: dict[Path, tuple[int, int]] = {}
+        self.problems: list[tuple[tuple[int, int], str]] = []  # keys that cannot be: where, and what is wrong
 
     def at(self, path: Path, key: bool = False) -> tuple[int, int]:
         if key and path in self.keys:
@@ -230,7 +231,10 @@ class Marks:
 
 
 def parse(name: str, data: bytes) -> tuple[Any, Marks]:
-    """A YAML document as plain data, and where everything in it stands. Raises ProfileError."""
+    """A YAML document as plain data, and where everything in it stands. Raises ProfileError on what is no YAML.
+
+    What is wrong with its keys is in the marks, so that it is told together with all else.
+    """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as e:
@@ -251,10 +255,7 @@ def parse(name: str, data: bytes) -> tuple[Any, Marks]:
     except yaml.YAMLError as e:
         raise ProfileError([f"{name}:1:1: not YAML: {' '.join(str(e).split())}"]) from e
     marks = Marks()
-    value = None if node is None else _construct(name, node, (), marks, problems)
-    if problems:
-        raise ProfileError(problems)
-    return value, marks
+    return (None if node is None else _construct(node, (), marks)), marks
 
 
 def _not_yaml(name: str, text: str, e: Any) -> ProfileError:
@@ -286,25 +287,25 @@ def _only_plain(name: str, text: str, problems: list[str]) -> None:
             raise ProfileError([f"{at}: nested deeper than {DEPTH_LIMIT}: not a profile"])
 
 
-def _construct(name: str, node: Any, path: Path, marks: Marks, problems: list[str]) -> Any:
+def _construct(node: Any, path: Path, marks: Marks) -> Any:
     marks.values[path] = (node.start_mark.line + 1, node.start_mark.column + 1)
     if isinstance(node, yaml.SequenceNode):
-        return [_construct(name, item, (*path, i), marks, problems) for i, item in enumerate(node.value)]
+        return [_construct(item, (*path, i), marks) for i, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line, column = key_node.start_mark.line + 1, key_node.start_mark.column + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                problems.append(f"{name}:{line}:{column}: a key must be text")
+                marks.problems.append(((line, column), "a key must be text"))
                 continue
             key = key_node.value
             here = (*path, key)
             if key in mapping:
                 first = marks.keys[here][0]
-                problems.append(f"{name}:{line}:{column}: {key!r} comes a second time; the first is on line {first}")
+                marks.problems.append(((line, column), f"{key!r} comes a second time; the first is on line {first}"))
                 continue
             marks.keys[here] = (line, column)
-            mapping[key] = _construct(name, value_node, here, marks, problems)
+            mapping[key] = _construct(value_node, here, marks)
         return mapping
     return node.value if node.style else _scalar(node.value)
 
@@ -334,13 +335,11 @@ def validate(name: str, data: bytes, checks: dict[str, registry.Check] | None = 
     file = _File(name, document, marks)
     full = schema(checks)
     removed = {k for k, v in document.items() if v is None and k in full["properties"] and k not in META}
-    found = sorted(
-        {*_errors(full, {k: v for k, v in document.items() if k not in removed}), *_dates(document)},
-        key=lambda e: (marks.at(e[0], e[2]), e[1]),
-    )
-    if found:
-        problems = [file.problem(path, what, is_key) for path, what, is_key in found]
-        raise ProfileError(problems, "hostprep explain CHECK says what a section takes.")
+    found = {*_errors(full, {k: v for k, v in document.items() if k not in removed}), *_dates(document)}
+    problems = [(marks.at(path, is_key), file.problem(path, what, is_key)) for path, what, is_key in found]
+    problems += [((line, column), f"{name}:{line}:{column}: {what}") for (line, column), what in marks.problems]
+    if problems:
+        raise ProfileError([text for _, text in sorted(problems)], "hostprep explain CHECK says what a section takes.")
     return file
 
 
