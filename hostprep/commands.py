@@ -221,23 +221,23 @@ def apply(look: Look, allowed: Sequence[str], yes: bool) -> int:
 def revert(dry_run: bool, yes: bool) -> int:
     host = Host()
     with state.changing() as journal_path:
+        from hostprep import revert as taking_back
         from hostprep.journal import Journal
-        from hostprep.perform import Performer, rehearse_revert
-        from hostprep.perform import revert as take_back
+        from hostprep.perform import Performer
 
         journal = Journal(journal_path, state.identity(host).boot_id)
         if not journal.standing() and not journal.kept_files():
             emit("Nothing to take back: this host is as hostprep found it.\n")
             return 0
         checks = registry.load()
-        text = render.revert(*rehearse_revert(host, checks, journal), _paint())
+        text = render.revert(*taking_back.rehearse(host, checks, journal), _paint())
         if dry_run:
             emit(text)
             return 0
         _confirm(text, yes)
         state.retract()
         performer = Performer(host, checks, journal, _say)
-        take_back(performer)
+        taking_back.revert(performer)
     if code := _failed(performer.failures):
         return code
     if left := [s.change for s in journal.standing()]:

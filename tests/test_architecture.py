@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "journal": {"errors", "files", "host", "model"},
     "engine": {"errors", "host", "judge", "model", "registry"},
     "perform": {"engine", "errors", "host", "journal", "judge", "model", "registry"},
+    "revert": {"engine", "errors", "host", "journal", "judge", "model", "perform", "registry"},
     "profile": {"errors", "files", "model", "profile_source", "registry"},
     "profile_source": {"errors", "model", "profile", "quantities", "registry"},
     "report": {"engine", "errors", "model"},
@@ -33,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "state": {"errors", "files", "host", "report"},
     "commands": {
         *("engine", "errors", "files", "host", "journal", "judge", "model", "perform", "profile", "profile_source"),
-        *("quantities", "registry", "render", "report", "state"),
+        *("quantities", "registry", "render", "report", "revert", "state"),
     },
     "cli": {"commands", "engine", "errors", "profile", "quantities", "registry", "render", "report"},
     "__main__": {"cli", "commands", "errors", "report"},

@@ -14,8 +14,9 @@ from fakes import CMDLINE, GIB_IN_KIB, HUGE_1G, HUGE_2M, debian, grub_cfg, memin
 from hostprep.errors import HostError
 from hostprep.journal import Journal
 from hostprep.model import Unknown
-from hostprep.perform import Performer, revert
+from hostprep.perform import Performer
 from hostprep.registry import load
+from hostprep.revert import revert
 
 Make = Callable[..., FakeKernel]
 NODE = "/sys/devices/system/node/node{}/hugepages/hugepages-{}kB/nr_hugepages"

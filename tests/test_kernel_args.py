@@ -11,7 +11,8 @@ import pytest
 from conftest import MakeHost, apply, findings, statuses
 from fakes import CMDLINE, GIB_IN_KIB, FakeHost, debian, grub_cfg, meminfo, mkconfig
 
-from hostprep import perform, registry
+from hostprep import registry
+from hostprep import revert as taking_back
 from hostprep.errors import HostError
 from hostprep.journal import Journal
 from hostprep.perform import Performer
@@ -53,7 +54,7 @@ def times(host: FakeHost) -> dict[str, int]:
 
 def revert(host: FakeHost, journal: Journal) -> None:
     performer = Performer(host, registry.load(["kernel_args"]), journal, lambda line: None)
-    perform.revert(performer)
+    taking_back.revert(performer)
     assert performer.failures == []
 
 

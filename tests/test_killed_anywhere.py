@@ -24,7 +24,8 @@ from hostprep import engine, perform, registry
 from hostprep.engine import Answer, Checks
 from hostprep.host import Host
 from hostprep.journal import Journal
-from hostprep.perform import Performer, revert
+from hostprep.perform import Performer
+from hostprep.revert import revert
 
 WANT: dict[str, Any] = {
     "hugepages": {"1GiB": 4, "2MiB": {0: 8}},

@@ -17,8 +17,9 @@ from hostprep.errors import HostError, StateError
 from hostprep.host import FileState, Host
 from hostprep.journal import Journal
 from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Section
-from hostprep.perform import Performer, rehearse_revert, revert
+from hostprep.perform import Performer
 from hostprep.registry import Check
+from hostprep.revert import rehearse, revert
 
 PAGES = {"hugepages": {"2MiB": 64}}
 ALL: dict[str, Any] = {**PAGES, "swap": "disabled", "kernel_args": ["iommu=pt"]}
@@ -257,7 +258,7 @@ def test_revert_gives_back_bytes_mode_owner_and_directories(host: FakeKernel, jo
     apply(host, ALL, journal)
     apply(host, {**ALL, "hugepages": {"2MiB": {0: 128}}}, journal)
     assert everything(host) != before
-    steps = rehearse_revert(host, registry.load(ALL), journal)
+    steps = rehearse(host, registry.load(ALL), journal)
     assert not steps[2]
     assert not take_back(host, journal).failures
     assert (everything(host), host.state("/etc/fstab")) == (before, state)

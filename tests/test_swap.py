@@ -12,7 +12,7 @@ from fakes import Answer, FakeHost, debian, grub_cfg, meminfo
 from hostprep.checks import swap
 from hostprep.errors import HostError
 from hostprep.journal import Journal
-from hostprep.perform import revert
+from hostprep.revert import revert
 
 WANT = {"swap": "disabled"}
 HEADER = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
