@@ -14,7 +14,7 @@ UNITS = sorted((Path(__file__).parent.parent / "systemd").glob("*.service"))
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda p: p.name)
 def test_systemd_finds_nothing_wrong_with_a_unit(unit: Path, tmp_path: Path) -> None:
-    """It says nothing and exits 0; the program is this interpreter, since hostprep need not be on systemd's path here."""
+    """It says nothing and exits 0. The program is this interpreter: hostprep need not be on systemd's path here."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
     text = unit.read_text()
