@@ -95,7 +95,9 @@ def inspect(host: Host) -> Facts:
     for key in sorted({*now, *later}):
         reading: Reading = boot.later if isinstance(boot.later, Unknown) else later.get(key)
         facts[key] = Fact(now.get(key), reading)
-    facts[_ENTRY] = Fact.fixed(boot.later if isinstance(boot.later, Unknown) else boot.entry)
+    if isinstance(boot.later, Unknown):
+        facts["*"] = Fact(None, boot.later)  # parameters that are in neither
+    facts[_ENTRY] = Fact(None, boot.later) if isinstance(boot.later, Unknown) else Fact.fixed(boot.entry)
     memory = _meminfo(host)
     booted = hugetlb.asked(boot.now, usual_default=0).default
     facts[_TOTAL] = Fact.fixed(memory["MemTotal"] * 1024 if "MemTotal" in memory else None)
@@ -148,12 +150,9 @@ def decide(facts: Facts, want: Section) -> Goals:
     values: dict[str, Value] = {key: given[key] for key in map(_key, wanted)}
     values |= {_key(word if "=" in word else bootloader.name_of(word)): None for word in unwanted}
     refused = _refused(facts, wanted)
-    # A parameter that is nowhere has no fact; where the next boot cannot be read, that is unknown too.
-    unreadable = isinstance(facts[_ENTRY].next_boot, Unknown)
     return {
         key: Desired(
             value,
-            of=_ENTRY if unreadable and key not in facts else "",
             live=False,
             refused_next=refused if key == _HUGEPAGES else "",
             means=refused if key == _HUGEPAGES else "",

@@ -157,8 +157,8 @@ def _clock(host: Host) -> str:
 def _loaded(host: Host) -> set[str]:
     """None where the kernel knows no modules at all."""
     text = host.read("/proc/modules")
-    if text is None and not host.exists("/proc/sys/kernel"):
-        raise HostError("/proc/modules: not there, nor is the rest of /proc")
+    if text is None and not host.exists("/sys/module"):
+        raise HostError("/proc/modules: not there, and neither is /sys/module")
     return {line.split()[0] for line in (text or "").splitlines()}
 
 

@@ -61,7 +61,9 @@ def run(argv: Sequence[str]) -> int:
     except HostprepError as e:
         return _end(argv, e, str(e), e.hint)
     except KeyboardInterrupt as e:
-        return _end(argv, e, "interrupted")
+        changing = argv and argv[0] in ("apply", "revert")
+        hint = "What was done so far is journalled: hostprep revert takes it back, hostprep apply goes on."
+        return _end(argv, e, "interrupted", hint if changing else "")
     except Exception as e:  # noqa: BLE001  # the last resort: whatever it is, it has an exit status and says so
         import traceback
 

@@ -75,9 +75,10 @@ class Duration(_ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
-            return parse_duration(value)
+            seconds = parse_duration(value)
         except ValueError as e:
             self.fail(str(e), param, ctx)
+        return seconds or self.fail("it must be at least 1s", param, ctx)
 
 
 class CheckName(_ParamType):
@@ -303,7 +304,7 @@ def report(output_format: str, output: str | None, max_age: int | None, profile:
 @click.option(
     "--deadline",
     type=Duration(),
-    default=f"{engine.DEADLINE:g}",
+    default=f"{engine.DEADLINE:g}s",
     show_default=True,
     help="How long all checks together may take.",
 )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hostprep import __version__, engine, files, profile, registry, render, report, state
 from hostprep.errors import ChangeFailed, HostprepError, OutputFailed, ProfileError, UsageError
 from hostprep.host import Host
-from hostprep.model import Fact, Finding, Profile, Status, Unknown, to_json
+from hostprep.model import Change, Facet, Fact, Finding, Profile, Status, Unknown, to_json
 
 
 class Look(NamedTuple):
@@ -31,10 +32,16 @@ class Look(NamedTuple):
 
 def check(look: Look) -> int:
     host = _host(look.root)
-    started = time.monotonic()
+    started, since = time.monotonic(), state.revision()
     wanted = _wanted(look, host)
     examination = engine.examine(host, wanted, registry.load(wanted.sections), look.deadline)
-    return _deliver(look, _report(look, host, wanted, examination, started))
+    made = _report(look, host, wanted, examination, started)
+    if not _publishes(look, made):
+        return _deliver(look, made)
+    with state.unchanged(since) as sure:
+        if not sure:
+            _say("not published: hostprep is changing this host, or has since it was looked at")
+        return _deliver(look._replace(publish=sure), made)
 
 
 def plan(look: Look, allowed: Sequence[str]) -> int:
@@ -64,13 +71,17 @@ def _next_step(look: Look, batches: Sequence[engine.Batch], allowed: Sequence[st
     """The command that does what was shown, with the same selection."""
     if look.root is not None or not any(not p.refused for b in batches for p in b.planned):
         return ""
+    return f"To do it: {'' if os.geteuid() == 0 else 'sudo '}hostprep apply{_selection_words(look, allowed)}\n"
+
+
+def _selection_words(look: Look, allowed: Sequence[str]) -> str:
     import shlex
 
-    words = ["hostprep", "apply"] if os.geteuid() == 0 else ["sudo", "hostprep", "apply"]
+    words = [""]
     words += ["--profile", look.profile] if look.profile else []
     for option, names in (("--only", look.only), ("--allow-disruption", allowed)):
         words += [word for name in names for word in (option, name)]
-    return f"To do it: {shlex.join(words)}\n"
+    return " ".join([words[0], *map(shlex.quote, words[1:])])
 
 
 def inspect(only: tuple[str, ...], output_format: str, root: str | None, record: str | None, deadline: float) -> int:
@@ -144,6 +155,8 @@ def _selected(whole: Profile, only: tuple[str, ...]) -> Profile:
 def _report(look: Look, host: Host, wanted: Profile, seen: engine.Examination, started: float) -> report.Report:
     only = list(wanted.sections) if look.only else None
     findings = seen.findings
+    if look.root is not None:  # what is done about another host is not done here
+        findings = [f._replace(fix="") if "hostprep apply" in f.fix or "Reboot" in f.fix else f for f in findings]
     if look.profile:  # else whoever copies the command applies another profile
         import shlex
 
@@ -155,6 +168,8 @@ def _report(look: Look, host: Host, wanted: Profile, seen: engine.Examination, s
 def _deliver(look: Look, made: report.Report) -> int:
     """Publish the report where the cluster waits for it, and say it where it was asked for."""
     failed = _publish(look, made)
+    if failed and look.format == "nagios":  # it reads one line, and that must be the failure's
+        raise failed
     if look.format == "text" and look.output is None:
         emit(render.text(made, _paint(), _width()))
     else:
@@ -166,12 +181,17 @@ def _deliver(look: Look, made: report.Report) -> int:
 
 def _publish(look: Look, made: report.Report) -> OutputFailed | None:
     """The error, if it could not be published: whoever asked still gets the answer first."""
-    if look.publish and look.root is None and made.selection is None and state.publishes():
+    if _publishes(look, made):
         try:
             state.publish(made)
         except OutputFailed as e:
             return e
     return None
+
+
+def _publishes(look: Look, made: report.Report) -> bool:
+    """Only what was seen of all of this very host is what the cluster waits for."""
+    return look.publish and look.root is None and made.selection is None and state.publishes()
 
 
 def _report_broken_profile(look: Look, host: Host, e: ProfileError) -> None:
@@ -182,7 +202,8 @@ def _report_broken_profile(look: Look, host: Host, e: ProfileError) -> None:
     nothing = Profile(name=look.profile or "default", sha256="", sections={})
     only = list(look.only) if look.only else None
     made = report.make([finding], {}, nothing, state.identity(host), time.monotonic(), only)
-    if failed := _publish(look, made):
+    mistyped = look.profile is not None and "/" not in look.profile and not os.path.exists(look.profile)
+    if failed := None if mistyped else _publish(look, made):
         _say(f"error: {failed}")
     if look.output or look.format not in ("text", "nagios"):  # these two have it from the error itself
         emit(render.FORMATS[look.format](made), look.output)
@@ -193,34 +214,74 @@ def _report_broken_profile(look: Look, host: Host, e: ProfileError) -> None:
 
 def apply(look: Look, allowed: Sequence[str], yes: bool) -> int:
     host = Host()
-    with state.changing() as journal_path:
+    with _ending_in_order(), state.changing() as journal_path:
         started = time.monotonic()
         wanted = _wanted(look, host)
+        if stray := [name for name in allowed if name not in wanted.sections]:
+            raise UsageError(f"--allow-disruption {stray[0]}: the profile {wanted.name} has no such section")
         checks = registry.load(wanted.sections)
         seen = engine.examine(host, wanted, checks, look.deadline)
-        planned = engine.planned(seen, wanted, checks, allowed)
-        todo = [p.change for p in planned if not p.refused]
+        needed = engine.planned(seen, wanted, checks, allowed)
+        planned: list[engine.Planned] = []
         failed: Sequence[Any] = ()
-        if todo:
-            _confirm(render.plan(engine.rehearse(host, planned, checks), _paint(sys.stderr)), yes)
-            from hostprep.journal import Journal
-            from hostprep.perform import Performer, converge
-
-            state.retract()
-            performer = Performer(host, checks, Journal(journal_path, state.identity(host).boot_id), _say)
-            converge(performer, todo, wanted.sections, allowed)
-            failed = performer.failures
-            seen = engine.examine(host, wanted, checks, look.deadline)
+        if needed:
+            batches = engine.rehearse(host, needed, checks)
+            planned = [p for batch in batches for p in batch.planned]
+            if todo := [p.change for p in planned if not p.refused]:
+                _must_be_writable(look.output)
+                if not yes and not _agreed(
+                    render.plan(batches, _paint(sys.stderr)), f"hostprep plan{_selection_words(look, allowed)}"
+                ):
+                    return report.exit_code(_report(look, host, wanted, seen, started))
+                failed = _changed(host, checks, journal_path, todo, wanted, allowed)
+                seen = engine.examine(host, wanted, checks, look.deadline)
         for p in planned:
             if p.refused:
-                _say(f"refused {p.change.check}/{p.change.key}: {p.refused}")
+                when = "now" if p.change.facet is Facet.CURRENT else "next boot"
+                _say(f"refused {p.change.check}/{p.change.key} ({when}): {p.refused}")
         code = _deliver(look, _report(look, host, wanted, seen, started))
     return _failed(failed) or code
 
 
+def _changed(
+    host: Host,
+    checks: engine.Checks,
+    journal_path: str,
+    todo: Sequence[Change],
+    wanted: Profile,
+    allowed: Sequence[str],
+) -> Sequence[Any]:
+    """Make the changes; what failed."""
+    from hostprep.journal import Journal
+    from hostprep.perform import Performer, converge
+
+    journal = Journal(journal_path, state.identity(host).boot_id)
+    journal.standing()  # what cannot be taken back for a damaged journal is not changed
+    state.retract()
+    performer = Performer(host, checks, journal, _say)
+    converge(performer, todo, wanted.sections, allowed)
+    return performer.failures
+
+
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """A dropped connection or a `kill` ends a change as ^C does: with files put back, and a word."""
+    import signal
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def revert(dry_run: bool, yes: bool) -> int:
     host = Host()
-    with state.changing() as journal_path:
+    with _ending_in_order(), state.changing() as journal_path:
         from hostprep import revert as taking_back
         from hostprep.journal import Journal
         from hostprep.perform import Performer
@@ -234,7 +295,8 @@ def revert(dry_run: bool, yes: bool) -> int:
         if dry_run:
             emit(text)
             return 0
-        _confirm(text, yes)
+        if not yes and not _agreed(text, "hostprep revert --dry-run"):
+            return 0
         state.retract()
         performer = Performer(host, checks, journal, _say)
         taking_back.revert(performer)
@@ -247,19 +309,31 @@ def revert(dry_run: bool, yes: bool) -> int:
     return 0
 
 
-def _confirm(text: str, yes: bool) -> None:
-    """Show what will be done, and ask; where nobody can be asked, --yes must have been said."""
-    if yes:
-        return
+def _agreed(text: str, instead: str) -> bool:
+    """Show what will be done, and ask. UsageError where nobody can be asked."""
     if sys.stdin is None or not sys.stdin.isatty():
-        raise UsageError(
-            "this changes the host, and there is no terminal to ask on", "Say --yes, or look first: hostprep plan"
-        )
+        hint = f"Say --yes, or look first: {instead}"
+        raise UsageError("this changes the host, and there is no terminal to ask on", hint)
     sys.stderr.write(text)
     sys.stderr.write("Make these changes? [y/N] ")
     sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise UsageError("nothing was changed")
+    try:
+        answer = sys.stdin.readline()
+    except KeyboardInterrupt:
+        answer = ""
+    if not answer.endswith("\n"):
+        _say("")
+    if answer.strip().lower() in ("y", "yes"):
+        return True
+    _say("Nothing was changed.")
+    return False
+
+
+def _must_be_writable(output: str | None) -> None:
+    """Better known before the host is changed than when the findings have nowhere to go."""
+    folder = os.path.dirname(os.path.realpath(output)) if output and output != "-" else "/"
+    if not os.path.isdir(folder):
+        raise OutputFailed(f"{output}: there is no directory {folder}", "Nothing was changed.")
 
 
 def _failed(failed: Sequence[Any]) -> int:
@@ -354,6 +428,8 @@ def emit(text: str, output: str | None = None) -> None:
     It is UTF-8 wherever it goes; bytes of the host that are not become `?`.
     """
     data = text.encode("utf-8", "replace")
+    if output == "":
+        raise UsageError("--output needs the name of a file")
     if output is not None and output != "-":
         try:
             if os.path.exists(output) and not os.path.isfile(output):  # /dev/null, a FIFO: nothing to replace

@@ -24,10 +24,10 @@ from hostprep.model import (
     from_json,
     to_json,
 )
-from hostprep.registry import Check, finisher, fixable
+from hostprep.registry import Check, Finish, finisher, fixable
 
 if TYPE_CHECKING:
-    from hostprep.host.rehearsal import Step
+    from hostprep.host.rehearsal import Rehearsal, Step
 
 DEADLINE = 30.0  # seconds for all checks together; below OpenPBS's hook alarm with what is needed around it
 
@@ -165,25 +165,46 @@ def planned(examination: Examination, profile: Profile, checks: Checks, allowed:
 
 
 def rehearse(host: Host, wanted: Sequence[Planned], checks: Checks) -> list[Batch]:
-    """The steps that carry out a plan, noted by running the very code that would make them."""
+    """The steps that carry out a plan, noted by running the very code that would make them.
+
+    Where that code finds that it cannot (a read-only file system), nothing of that check is changed, now or later.
+    What takes effect for several checks at once (update-grub) is noted once, after all of their files.
+    """
     from hostprep.host.rehearsal import Rehearsal
 
-    rehearsal = Rehearsal(host)
-    batches = []
+    batches, obstacles = _rehearsed(Rehearsal(host), wanted, checks)
+    if not obstacles:
+        return batches
+    refused = [p._replace(refused=p.refused or obstacles.get(p.change.check, "")) for p in wanted]
+    return _rehearsed(Rehearsal(host), refused, checks)[0]
+
+
+def _rehearsed(rehearsal: Rehearsal, wanted: Sequence[Planned], checks: Checks) -> tuple[list[Batch], dict[str, str]]:
+    """The batches with their steps, and by check what stands in its way."""
+    batches: list[Batch] = []
+    obstacles: dict[str, str] = {}
+    last: dict[Finish, int] = {}  # the batch after which each finish runs
     for (name, facet), group in _grouped(wanted).items():
         start = len(rehearsal.steps)
         check, finish = fixable(checks[name]), finisher(checks[name])
         changes = [p.change for p in group if not p.refused]
         assert check is not None
-        if changes:
-            try:
+        try:
+            if changes:
                 check.apply(rehearsal, changes)
                 if finish and facet is Facet.NEXT_BOOT:
-                    finish(rehearsal)
-            except HostprepError as e:
-                group = [p._replace(refused=p.refused or str(e)) for p in group]
+                    last[finish] = len(batches)
+        except HostprepError as e:
+            obstacles[name] = str(e)
         batches.append(Batch(name, facet, group, rehearsal.steps[start:]))
-    return batches
+    for finish, index in last.items():
+        start = len(rehearsal.steps)
+        try:
+            finish(rehearsal)
+        except HostprepError as e:
+            obstacles |= {b.check: str(e) for b in batches if finisher(checks[b.check]) is finish}
+        batches[index] = batches[index]._replace(steps=[*batches[index].steps, *rehearsal.steps[start:]])
+    return batches, obstacles
 
 
 def _grouped(wanted: Iterable[Planned]) -> dict[tuple[str, Facet], list[Planned]]:

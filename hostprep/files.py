@@ -184,23 +184,28 @@ def _make_directories(path: str) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: str) -> Iterator[None]:
-    """Hold an exclusive lock; Busy when another hostprep holds it. The kernel drops it when we die."""
+def lock(path: str, shared: bool = False) -> Iterator[None]:
+    """Hold a lock; Busy when another hostprep holds it. The kernel drops it when we die.
+
+    Those who only want nobody to change anything meanwhile hold it `shared`.
+    """
     import fcntl
 
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as e:
-        raise StateError(f"{path}: cannot be locked: {e.strerror}", "Look at what is there, and remove it.") from e
+        hint = "Something else is there: look at it, and remove it." if e.errno in (errno.ELOOP, errno.EISDIR) else ""
+        raise StateError(f"{path}: cannot be locked: {e.strerror}", hint) from e
     try:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "?"
             raise Busy(f"another hostprep (process {holder}) is changing this host", "Wait until it is done.") from None
-        with contextlib.suppress(OSError):  # a full disk: only our name is missing
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        if not shared:
+            with contextlib.suppress(OSError):  # a full disk: only our name is missing
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(fd)

@@ -120,7 +120,11 @@ class Journal:
 
     def _entries(self) -> Iterator[dict[str, Any]]:
         try:
-            with open(self.path, "rb") as f:
+            if os.geteuid() == 0 and (why := files.untrusted(self.path)):
+                hint = "It tells root what to write where. If nobody else wrote it: chown root: and chmod 600."
+                raise StateError(f"{self.path} is not safe to use: {why}", hint)
+            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with open(fd, "rb") as f:
                 lines = f.read().split(b"\n")
         except FileNotFoundError:
             return
@@ -155,9 +159,8 @@ class Journal:
             if new:
                 files.sync_directory(os.path.dirname(self.path))
         except OSError as e:
-            raise StateError(
-                f"{self.path}: {e.strerror}: what cannot be journalled is not changed", "Make room, then try again."
-            ) from e
+            hint = "Make room, then try again." if e.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) else ""
+            raise StateError(f"{self.path}: {e.strerror}: what cannot be journalled is not changed", hint) from e
 
 
 def digest(state: FileState) -> str:

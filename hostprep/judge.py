@@ -49,9 +49,9 @@ def status(fact: Fact, desired: Desired) -> Status:
 
 
 def judge(check: str, facts: Facts, goals: Goals) -> Iterator[Finding]:
-    """One finding a goal. A fact that is not there is a setting that is not set."""
+    """One finding a goal. A fact that is not there is a setting that is not set, unless the fact `*` says otherwise."""
     for key, desired in goals.items():
-        fact = facts.get(desired.of or key, UNSET)
+        fact = facts.get(desired.of or key, facts.get("*", UNSET))
         found = status(fact, desired)
         yield Finding(check, key, found, fact, desired, _message(found, fact, desired), _fix(check, found, desired))
 
@@ -151,6 +151,8 @@ def _message(found: Status, fact: Fact, desired: Desired) -> str:
         why = f" It cannot be had at once: {desired.refused_now}." if desired.refused_now else ""
         return f"The next boot brings what is wanted; the running system still has {now}.{why}"
     if found is Status.VOLATILE:
+        if fact.next_boot is None:
+            return "Right now as wanted, but nothing on this host sets it at the next boot."
         return f"Right now as wanted, but the next boot brings {later}."
     refused = desired.refused_next or desired.refused_now
     return desired.means or (f"Refused: {refused}." if refused else f"Wanted {show_desired(desired)}, found {now}.")
@@ -159,8 +161,8 @@ def _message(found: Status, fact: Fact, desired: Desired) -> str:
 def _fix(check: str, found: Status, desired: Desired) -> str:
     if found is Status.PASS:
         return ""
-    if found is Status.UNKNOWN:
-        return desired.fix
+    if found is Status.UNKNOWN:  # what to do about a wrong value is no help where there is none
+        return desired.fix if desired.persist else ""
     if found is Status.PENDING:
         return (
             "Reboot this host."

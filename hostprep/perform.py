@@ -110,6 +110,8 @@ class Performer:
         except HostprepError as e:
             self._fail(todo, e)
             self._put_back(batch.written)
+            if todo[0].facet is Facet.CURRENT:
+                self._undo(batch)
             self._end(batch)
             return None
         except BaseException:
@@ -178,6 +180,23 @@ class Performer:
             except HostprepError as e:
                 self.failures.append(Failure(path, f"could not be put back: {e}", e.hint))
 
+    def _undo(self, batch: _Batch) -> None:
+        """Nothing half done: what a failed batch has changed in the running system goes back to what it was."""
+        facts = self.facts(batch.check)
+        if isinstance(facts, Unknown):
+            return
+        found = [(change, reading_of(facts, change)) for change in batch.todo]
+        back = [
+            change._replace(before=now, after=change.before)
+            for change, now in found
+            if not isinstance(now, Unknown) and now != change.before
+        ]
+        try:
+            if back:
+                batch.check.apply(self.host, back)
+        except HostprepError as e:
+            self.failures.append(Failure(", ".join(name_of(c) for c in back), f"could not be put back: {e}", e.hint))
+
     def _end(self, batch: _Batch) -> None:
         """Journal what the host reads now. What cannot be read is left out and counts as done."""
         self._settle(batch.written)
@@ -224,7 +243,7 @@ def converge(
 
 def reading_of(facts: Facts, change: Change) -> Reading:
     """What the host reads on the side that a change is about."""
-    fact = facts.get(change.key)
+    fact = facts.get(change.key, facts.get("*"))
     return None if fact is None else fact.side(change.facet)
 
 

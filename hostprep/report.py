@@ -13,6 +13,7 @@ from hostprep.engine import Answer
 from hostprep.errors import (
     Busy,
     ChangeFailed,
+    HostError,
     HostprepError,
     NeedsRoot,
     OutputFailed,
@@ -46,6 +47,7 @@ _OF_VERDICT = {READY: 0, NOT_READY: 1, UNKNOWN: 3, PENDING: 4}
 _OF_ERROR: dict[type[HostprepError], int] = {
     UsageError: 2,
     ReportUnusable: 3,
+    HostError: 3,
     ChangeFailed: 5,
     OutputFailed: 74,
     Busy: 75,

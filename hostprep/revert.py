@@ -8,6 +8,7 @@ Then the running system, and last the directories that hostprep made.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -34,7 +35,10 @@ class _Kept(NamedTuple):
 def revert(performer: Performer) -> None:
     """Take back everything that stands. What could not be taken back is in the performer's failures."""
     for path in _paths(performer):
-        performer.host.discard_leftover(path)
+        try:
+            performer.host.discard_leftover(path)
+        except HostprepError as e:
+            performer.failures.append(Failure(path, str(e), e.hint))
     kept = _kept(performer)
     _restore(performer, [*kept.generated, *kept.sources])
     clean = not kept.foreign and not performer.failures
@@ -56,11 +60,13 @@ def rehearse(host: Host, checks: Checks, journal: Journal) -> tuple[list[Change]
     changes = [s.change.inverse() for s in reversed(journal.standing()) if s.change.check in checks]
     later = [c for c in changes if c.facet is Facet.NEXT_BOOT]
     for finish in dict.fromkeys(f for c in later if (f := finisher(checks[c.check]))):
-        finish(rehearsal)
+        with contextlib.suppress(HostprepError):  # it is told when it is done
+            finish(rehearsal)
     for change in changes:
         check = fixable(checks[change.check])
         if check is not None and change.facet is Facet.CURRENT:
-            check.apply(rehearsal, [change])
+            with contextlib.suppress(HostprepError):
+                check.apply(rehearsal, [change])
     return changes, rehearsal.steps, [k.path for k in kept.foreign]
 
 
@@ -102,8 +108,8 @@ def _restore(performer: Performer, kept: Iterable[KeptFile]) -> None:
                 if performer.host.state_kind(k.path) == "directory" and performer.host.names(k.path):
                     performer.progress(f"{k.path}: stays, since others use it now")
                 else:
-                    performer.progress(f"{k.path}: as it was")
                     performer.host.restore(k.path, k.before)
+                    performer.progress(f"{k.path}: as it was")
             performer.journal.settle(k.path, k.before)
         except HostprepError as e:
             performer.failures.append(Failure(k.path, str(e), e.hint))

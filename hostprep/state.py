@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hostprep import files
-from hostprep.errors import HostError, NeedsRoot, OutputFailed, ReportUnusable, StateError
+from hostprep.errors import Busy, HostError, NeedsRoot, OutputFailed, ReportUnusable, StateError
 from hostprep.host import Host
 from hostprep.report import Identity, Report, dumps
 
@@ -20,6 +20,11 @@ STATE_DIR = "/var/lib/hostprep"
 def run_dir() -> str:
     """Where the report is published: $HOSTPREP_RUN_DIR, else /run/hostprep."""
     return os.environ.get("HOSTPREP_RUN_DIR") or RUN_DIR
+
+
+def state_dir() -> str:
+    """Where the journal and the lock are: $HOSTPREP_STATE_DIR, else /var/lib/hostprep."""
+    return os.environ.get("HOSTPREP_STATE_DIR") or STATE_DIR
 
 
 def report_path() -> str:
@@ -96,6 +101,32 @@ def changing() -> Iterator[str]:
     """The journal's path, with nobody else changing this host. Raises NeedsRoot, Busy or StateError."""
     if os.geteuid() != 0:
         raise NeedsRoot("this needs root", "Run it again with sudo.")
-    folder = files.own_directory(os.environ.get("HOSTPREP_STATE_DIR") or STATE_DIR)
+    folder = files.own_directory(state_dir())
     with files.lock(os.path.join(folder, "lock")):
         yield os.path.join(folder, "journal")
+
+
+def revision() -> object:
+    """Changes whenever hostprep changes this host: what was seen before is then not published."""
+    try:
+        info = os.stat(os.path.join(state_dir(), "journal"))
+    except OSError:
+        return None
+    return info.st_mtime_ns, info.st_size
+
+
+@contextlib.contextmanager
+def unchanged(since: object) -> Iterator[bool]:
+    """Is this host still as it was at that revision? Nobody changes it while the caller acts on the answer."""
+    with contextlib.ExitStack() as stack:
+        sure = True
+        if os.geteuid() == 0:
+            try:
+                folder = files.own_directory(state_dir())
+                stack.enter_context(files.lock(os.path.join(folder, "lock"), shared=True))
+                sure = revision() == since
+            except Busy:
+                sure = False
+            except StateError:  # where hostprep cannot keep a journal it changes nothing
+                sure = True
+        yield sure

@@ -12,7 +12,8 @@ from conftest import MakeHost, apply, statuses
 from fakes import FakeHost, debian
 from test_bootloader import bls_host_files
 
-from hostprep import bootloader, hugetlb, perform, registry
+from hostprep import bootloader, hugetlb, registry
+from hostprep import revert as taking_back
 from hostprep.bootloader import menu
 from hostprep.bootloader.reading import BLS
 from hostprep.bootloader.writing import GRUB_DEFAULTS, KERNEL_CMDLINE
@@ -221,6 +222,6 @@ def test_bls_from_fail_to_pending_and_back_to_the_same_bytes(
     assert apply(host, want, journal).failures == []
     assert set(statuses(host, want).values()) == {"pending-reboot"}
     performer = Performer(host, registry.load(["kernel_args"]), journal, lambda line: None)
-    perform.revert(performer)
+    taking_back.revert(performer)
     assert performer.failures == []
     assert host.snapshot() == before

@@ -7,7 +7,7 @@ it is no interpreter of GRUB script: both branches of an `if` are taken.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from hostprep.errors import HostError
@@ -26,6 +26,7 @@ class Entry(NamedTuple):
 
 def default(script: str, env: Variables, bls: Sequence[Entry] = ()) -> Entry:
     """The entry that boots by itself; `bls` are those that the command `blscfg` puts into the menu."""
+    script = without_dead_branches(script, env)
     entries = parse(script, env, bls)
     if not entries:
         raise HostError("grub.cfg: no menu entry found in it")
@@ -51,6 +52,57 @@ def _wanted(script: str, env: Variables) -> str:
         return once
     values = ["".join(tokens(setting, env)[:1]) for setting in settings]
     return next((value for value in reversed(values) if value), "0")
+
+
+def without_dead_branches(script: str, env: Variables) -> str:
+    """The script less the branches of an `if` that grubenv alone rules out, such as a fallback after failed boots.
+
+    What can be told are the variables that the script itself keeps there: without a line in grubenv they are empty.
+    """
+    saved = {name for names in re.findall(r"^\s*save_env\s+(.*?);?\s*$", script, re.M) for name in names.split()}
+    open_ifs: list[tuple[bool | None, bool | None]] = []  # of each: is this branch taken, was one before it
+    alive = []
+    for line in script.splitlines():
+        word = line.strip()
+        if branch := re.fullmatch(r"(if|elif)\s+(.*?)\s*;\s*then", word):
+            before = False if branch[1] == "if" or not open_ifs else _any(open_ifs.pop())
+            taken = _all((_decided(branch[2], env, saved), None if before is None else not before))
+            open_ifs.append((taken, before))
+        elif word == "else" and open_ifs:
+            before = _any(open_ifs.pop())
+            open_ifs.append((None if before is None else not before, before))
+        elif word == "fi" and open_ifs:
+            open_ifs.pop()
+        elif all(taken is not False for taken, _ in open_ifs):
+            alive.append(line)
+    return "\n".join(alive)
+
+
+def _decided(condition: str, env: Variables, saved: Collection[str]) -> bool | None:
+    """What `[ ... ]` comes to; None where that depends on anything but what grubenv holds."""
+    test = re.fullmatch(r"\[\s+(.*?)\s+\]", condition)
+    if test is None or (" -a " in test[1] and " -o " in test[1]):
+        return None
+    found = [_term(term, env, saved) for term in re.split(r"\s+-[ao]\s+", test[1])]
+    return _any(found) if " -o " in test[1] else _all(found)
+
+
+def _term(term: str, env: Variables, saved: Collection[str]) -> bool | None:
+    match = re.fullmatch(r"""(-[nz]\s+)?"?\$\{?(\w+)\}?"?(?:\s+(==?|!=)\s+"?([\w.-]*)"?)?""", term)
+    if match is None or match[2] not in saved or (match[1] and match[3]):
+        return None
+    value = env.get(match[2], "")
+    if match[3]:
+        return (value == match[4]) is (match[3] != "!=")
+    return bool(value) is not (match[1] or "").startswith("-z")
+
+
+def _all(known: Sequence[bool | None]) -> bool | None:
+    return False if False in known else None if None in known else True
+
+
+def _any(known: Sequence[bool | None]) -> bool | None:
+    return True if True in known else None if None in known else False
 
 
 class _Open(NamedTuple):
@@ -168,3 +220,8 @@ def quote(word: str) -> str:
 def handed_on(word: str) -> str:
     """A word as GRUB gives it to the kernel: it escapes quotes and backslashes (grub-core/lib/cmdline.c)."""
     return re.sub(r"\\(?!x[0-9a-fA-F]{2})|['\"]", r"\\\g<0>", word)
+
+
+def starts_linux(entries: Sequence[Entry]) -> bool:
+    """Is there a line, in a submenu or not, that starts a Linux kernel?"""
+    return any(entry.words is not None or starts_linux(entry.children) for entry in entries)

@@ -7,7 +7,7 @@ import re
 from hostprep import files
 from hostprep.bootloader import menu, words
 from hostprep.bootloader.reading import GRUB_CFGS, bls_entries, grub_cfg, grubenv, has_blscfg, read
-from hostprep.errors import ChangeFailed
+from hostprep.errors import ChangeFailed, HostError
 from hostprep.host import Host
 
 GRUB_DEFAULTS = "/etc/default/grub"
@@ -55,6 +55,8 @@ def regenerate(host: Host) -> None:
     if cfg is None or has_blscfg(host.read(cfg) or ""):
         return
     mkconfig = "grub-mkconfig" if cfg == GRUB_CFGS[0] else "grub2-mkconfig"
+    if host.read_only(cfg):
+        raise HostError(f"{cfg}: Read-only file system")
     if host.rehearsing:
         host.run(*(("update-grub",) if cfg == GRUB_CFGS[0] else (mkconfig, "-o", cfg)))
         return
@@ -64,7 +66,7 @@ def regenerate(host: Host) -> None:
         text = host.read_bytes(new)
     finally:
         host.discard_leftover(cfg)
-    if not text or not menu.parse(text.decode(errors="replace"), {}):
+    if not text or not menu.starts_linux(menu.parse(text.decode(errors="replace"), {})):
         raise ChangeFailed(f"{mkconfig} made a grub.cfg without a boot entry", f"Run {mkconfig} and read what it says.")
     host.replace(cfg, text)
 

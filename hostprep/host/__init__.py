@@ -289,6 +289,15 @@ class Host:
         except OSError as e:
             raise _host_error(path, e) from e
 
+    def read_only(self, path: str) -> bool:
+        """Is the file system that a file is in, or would be made in, mounted read-only?"""
+        while not self.exists(path) and path not in ("", "/"):
+            path = os.path.dirname(path)
+        try:
+            return bool(os.statvfs(self.real(path or "/")).f_flag & os.ST_RDONLY)
+        except OSError as e:
+            raise _host_error(path, e) from e
+
     def discard_leftover(self, path: str) -> None:
         """Remove what a tool or a killed hostprep has left beside a file of the new one in the making."""
         temporary = files.temporary_name(self._real_link(path))

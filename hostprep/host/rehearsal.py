@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable
 from typing import NamedTuple
 
+from hostprep.errors import HostError
 from hostprep.host import ABSENT, FileState, Host, Space
 
 
@@ -81,6 +82,7 @@ class Rehearsal(Host):
         before = self.state(path)
         if before == state:
             return
+        self.must_be_writable(path)
         self._written[path] = state
         if state.kind == "link":
             self.steps.append(Step(shlex.join(["ln", "-sfn", state.data.decode(), path])))
@@ -88,6 +90,11 @@ class Rehearsal(Host):
             self.steps.append(Step(shlex.join(["rm" if state == ABSENT else "mkdir", path])))
         else:
             self.steps.append(Step(f"remove {path}" if state == ABSENT else f"write {path}", diff(path, before, state)))
+
+    def must_be_writable(self, path: str) -> None:
+        """HostError where apply would find a read-only file system: better known before anything is changed."""
+        if self._host.read_only(path):
+            raise HostError(f"{path}: Read-only file system")
 
     def discard_leftover(self, path: str) -> None:
         return
