@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -119,7 +120,7 @@ def inspect(only: tuple[str, ...], output_format: str, root: str | None, record:
 
 
 def show_report(output_format: str, max_age: int | None, output: str | None, wanted: str | None = None) -> int:
-    expected = profile.load(wanted) if wanted is not None else None
+    expected = profile.load(wanted) if wanted is not None or profile.of_this_site() else None
     made = report.usable(state.published(), state.identity(Host()), max_age, expected)
     return _deliver(Look(format=output_format, output=output, publish=False), made)
 
@@ -431,14 +432,7 @@ def emit(text: str, output: str | None = None) -> None:
     if output == "":
         raise UsageError("--output needs the name of a file")
     if output is not None and output != "-":
-        try:
-            if os.path.exists(output) and not os.path.isfile(output):  # /dev/null, a FIFO: nothing to replace
-                with open(output, "wb") as f:
-                    f.write(data)
-            else:
-                files.replace(os.path.realpath(output), data)
-        except OSError as e:
-            raise OutputFailed(f"{output}: {e.strerror}") from e
+        _write_file(output, data)
         return
     if sys.stdout is None:
         raise OutputFailed("stdout is closed: the answer is lost")
@@ -449,6 +443,25 @@ def emit(text: str, output: str | None = None) -> None:
     except (OSError, ValueError) as e:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains a second time at its end
         raise OutputFailed(f"stdout: {getattr(e, 'strerror', e)}: the answer is lost") from e
+
+
+def _write_file(output: str, data: bytes) -> None:
+    """A file is replaced whole and stays whose it is; /dev/null or a FIFO takes what it is given."""
+    if os.geteuid() == 0 and os.path.islink(output) and (why := files.untrusted(output)):
+        raise OutputFailed(f"{output}: is a link that leads root where others want it: {why}")
+    try:
+        info = os.stat(output) if os.path.exists(output) else None
+        if info is None:
+            files.replace(os.path.realpath(output), data)
+        elif stat.S_ISREG(info.st_mode):
+            mode, owner = stat.S_IMODE(info.st_mode), (info.st_uid, info.st_gid)
+            files.replace(os.path.realpath(output), data, mode, owner if os.geteuid() == 0 else None)
+        else:
+            # O_NONBLOCK: a FIFO that nobody reads must not hold us up
+            with open(os.open(output, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC), "wb") as f:
+                f.write(data)
+    except OSError as e:
+        raise OutputFailed(f"{output}: {e.strerror}") from e
 
 
 def _say(line: str) -> None:

@@ -74,6 +74,11 @@ def is_file(wanted: str) -> bool:
     return "/" in wanted or wanted.endswith((".yaml", ".yml", ".json"))
 
 
+def of_this_site() -> bool:
+    """Has this site a profile of its own, by which its hosts are judged when none is named?"""
+    return _is_there(SITE_PROFILE)
+
+
 def available() -> dict[str, str]:
     """The named profiles, and their files; a site's own hides a bundled one of the same name."""
     found = {}

@@ -342,7 +342,7 @@ def revert(changes: Sequence[Change], steps: Sequence[Step], foreign: Sequence[s
         sides = f"{show(change.before)} -> {show(change.after)}"
         lines.append("  " + paint(f"{change.check}/{change.key} ({when}): {sides}", "yellow"))
     lines += _steps(steps, paint)
-    lines += [f"  {path}: changed by somebody else since; its other content stays" for path in foreign]
+    lines += [f"  {_line(said)}" for said in foreign]
     return "\n".join(lines) + "\n"
 
 

@@ -52,22 +52,32 @@ def revert(performer: Performer) -> None:
 
 
 def rehearse(host: Host, checks: Checks, journal: Journal) -> tuple[list[Change], list[Step], list[str]]:
-    """What revert would do: the changes taken back, the steps, and the files that somebody else has changed since."""
-    rehearsal = Rehearsal(host)
-    kept = _kept(Performer(host, checks, journal, lambda line: None))
+    """What revert would do: the changes taken back, the steps, and what is not hostprep's any more."""
+    rehearsal, performer = Rehearsal(host), Performer(host, checks, journal, lambda line: None)
+    kept = _kept(performer)
+    known = [s for s in reversed(journal.standing()) if s.change.check in checks]
+    changes = [s.change.inverse() for s in known if _stands(performer, s)]
+    foreign = [f"{k.path}: somebody else changed it since; its other content stays" for k in kept.foreign]
+    sides = [(s.change.check, s.change.facet) for s in known]
+    foreign += [
+        f"{name_of(s.change)}: somebody else changed it since; it stays"
+        for s in known
+        # of several settings of a check one may be part of another (a pool, and that of its node)
+        if _is_anothers(performer, s) and sides.count((s.change.check, s.change.facet)) == 1
+    ]
     for k in [*kept.generated, *kept.sources]:
-        rehearsal.restore(k.path, k.before)
-    changes = [s.change.inverse() for s in reversed(journal.standing()) if s.change.check in checks]
+        with contextlib.suppress(HostprepError):  # what cannot be done is told when it is done
+            rehearsal.restore(k.path, k.before)
     later = [c for c in changes if c.facet is Facet.NEXT_BOOT]
     for finish in dict.fromkeys(f for c in later if (f := finisher(checks[c.check]))):
-        with contextlib.suppress(HostprepError):  # it is told when it is done
+        with contextlib.suppress(HostprepError):
             finish(rehearsal)
     for change in changes:
         check = fixable(checks[change.check])
         if check is not None and change.facet is Facet.CURRENT:
             with contextlib.suppress(HostprepError):
                 check.apply(rehearsal, [change])
-    return changes, rehearsal.steps, [k.path for k in kept.foreign]
+    return changes, rehearsal.steps, foreign
 
 
 # -- files ----------------------------------------------------------------------------------------
@@ -149,7 +159,7 @@ def _take_back_next_boot(performer: Performer, clean: bool) -> None:
     if not any(_stands(performer, s) for s in by_hand):  # the tool no longer makes our values: its file as it was
         _restore(performer, _kept(performer).generated)
     if clean:  # all files are as they were: what is read now is not ours
-        gone = [s for s in later if _has_generated(performer, s) and _reads_anothers(performer, s)]
+        gone = [s for s in later if _has_generated(performer, s) and not _stands(performer, s)]
         performer.journal.end([s.change.inverse() for s in gone])
     tried = {s.change[:3] for s in by_hand}
     _undo(performer, [s for s in _revertible(performer, Facet.NEXT_BOOT) if s.change[:3] not in tried])
@@ -205,10 +215,10 @@ def _stands(performer: Performer, s: Standing) -> bool:
     return isinstance(now, Unknown) or (now != s.change.before and s.left(now))
 
 
-def _reads_anothers(performer: Performer, s: Standing) -> bool:
-    """Does the host read a value that is surely not ours?"""
+def _is_anothers(performer: Performer, s: Standing) -> bool:
+    """Does the host read a value that is surely neither ours nor what was before us?"""
     now = _now(performer, s)
-    return not isinstance(now, Unknown) and not s.left(now)
+    return not isinstance(now, Unknown) and not s.left(now) and now != s.change.before
 
 
 def _now(performer: Performer, s: Standing) -> Reading:

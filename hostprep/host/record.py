@@ -38,6 +38,8 @@ class Recorder(Host):
         super().__init__()
         self.into = os.path.abspath(into)
         os.makedirs(self.into, mode=0o700, exist_ok=True)
+        if os.stat(self.into).st_uid != os.geteuid():  # its owner could plant links that lead us out of it
+            raise OSError(errno.EPERM, "belongs to somebody else", into)
         if os.listdir(self.into):  # two hosts, or two moments, in one recording would be neither
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), into)
         os.chmod(self.into, 0o700)
