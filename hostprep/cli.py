@@ -100,11 +100,11 @@ class ProfileName(_ParamType):
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
         from click.shell_completion import CompletionItem
 
-        from hostprep import profile
+        from hostprep import profile_files
 
         if "/" in incomplete:
             return [CompletionItem(incomplete, type="file")]
-        return [CompletionItem(name) for name in profile.available() if name.startswith(incomplete)]
+        return [CompletionItem(name) for name in profile_files.available() if name.startswith(incomplete)]
 
 
 def _options(*options: Callable[[F], F]) -> Callable[[F], F]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hostprep import __version__, engine, files, profile, registry, render, report, state
+from hostprep import __version__, engine, files, profile, profile_files, registry, render, report, state
 from hostprep.errors import ChangeFailed, HostprepError, OutputFailed, ProfileError, UsageError
 from hostprep.host import Host
 from hostprep.model import Change, Facet, Fact, Finding, Profile, Status, Unknown, to_json
@@ -120,7 +120,7 @@ def inspect(only: tuple[str, ...], output_format: str, root: str | None, record:
 
 
 def show_report(output_format: str, max_age: int | None, output: str | None, wanted: str | None = None) -> int:
-    expected = profile.load(wanted) if wanted is not None or profile.of_this_site() else None
+    expected = profile.load(wanted) if wanted is not None or profile_files.of_this_site() else None
     made = report.usable(state.published(), state.identity(Host()), max_age, expected)
     return _deliver(Look(format=output_format, output=output, publish=False), made)
 
@@ -368,7 +368,7 @@ def _first_sentence(manual: str) -> str:
 
 
 def profiles_list() -> int:
-    known = profile.available()
+    known = profile_files.available()
     lines = []
     for name, path in known.items():
         try:
@@ -377,12 +377,12 @@ def profiles_list() -> int:
             description = f"NOT VALID: {str(e).splitlines()[0]}"
         lines.append((name, description, path))
     width = max(len(name) for name, _, _ in lines)
-    here = profile.find(None)
+    here = profile_files.find(None)
     emit("".join(f"{'*' if path == here else ' '} {name:<{width}}  {text}\n" for name, text, path in lines))
-    if here == profile.SITE_PROFILE:
+    if here == profile_files.SITE_PROFILE:
         _say(f"Without --profile, this site's own is taken: {here}")
     else:
-        _say(f"* is taken without --profile, until there is a {profile.SITE_PROFILE}")
+        _say(f"* is taken without --profile, until there is a {profile_files.SITE_PROFILE}")
     return 0
 
 
@@ -393,8 +393,8 @@ def profiles_show(name: str, effective: bool) -> int:
 
         emit(profile_source.effective(loaded))
         return 0
-    path = profile.find(name)
-    data = profile.read(path)
+    path = profile_files.find(name)
+    data = profile_files.read(path)
     emit(data.decode(errors="replace"))
     if any(line.startswith(b"extends:") for line in data.splitlines()):
         _say(f"It extends another one; what comes out of both: hostprep profiles show --effective {name}")

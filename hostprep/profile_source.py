@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import jsonschema
 import yaml
 
-from hostprep import profile as profiles
-from hostprep import registry
+from hostprep import profile_files, registry
 from hostprep.errors import ProfileError
 from hostprep.model import Profile, Waiver
 from hostprep.quantities import DURATION_PATTERN, parse_duration
@@ -121,22 +120,22 @@ def load(path: str, data: bytes) -> tuple[Profile, dict[str, bytes]]:
         path, data = _base(file)
         if path in sources:
             raise ProfileError([file.problem(("extends",), f"comes back to itself: {' -> '.join([*sources, path])}")])
-    return _merge(chain, profiles.digest(*sources.values())), sources
+    return _merge(chain, profile_files.digest(*sources.values())), sources
 
 
 def _base(file: _File) -> tuple[str, bytes]:
     """The file that another one extends, and its bytes."""
     name = file.document["extends"]
-    if profiles.is_file(name):
+    if profile_files.is_file(name):
         path = os.path.normpath(os.path.join(os.path.dirname(file.path), name))
-    elif name in (known := profiles.available()):
+    elif name in (known := profile_files.available()):
         path = known[name]
     else:
         near = difflib.get_close_matches(name, known, 1)
         what = f"there is no profile named {name!r}" + _did_you_mean(near)
         raise ProfileError([file.problem(("extends",), what)], f"Known: {', '.join(known)}.")
     try:
-        return path, profiles.read(path)
+        return path, profile_files.read(path)
     except ProfileError as e:
         raise ProfileError([file.problem(("extends",), str(e))], e.hint) from e
 

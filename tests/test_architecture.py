@@ -16,9 +16,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "model": set(),
     "quantities": set(),
+    "units": set(),
     "versions": set(),
     "files": {"errors"},
-    "hugetlb": {"quantities"},
+    "hugetlb": {"model", "quantities"},
     "host": {"errors", "files", "model"},
     "bootloader": {"errors", "files", "host", "model", "versions"},
     "registry": {"host", "model"},
@@ -27,19 +28,32 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"errors", "host", "judge", "model", "registry"},
     "perform": {"engine", "errors", "host", "journal", "judge", "model", "registry"},
     "revert": {"engine", "errors", "host", "journal", "judge", "model", "perform", "registry"},
-    "profile": {"errors", "files", "model", "profile_source", "registry"},
-    "profile_source": {"errors", "model", "profile", "quantities", "registry"},
+    "profile_files": {"errors", "files"},
+    "profile": {"errors", "files", "model", "profile_files", "profile_source", "registry"},
+    "profile_source": {"errors", "model", "profile_files", "quantities", "registry"},
     "report": {"engine", "errors", "model"},
     "render": {"engine", "host", "judge", "model", "perform", "quantities", "report"},
     "state": {"errors", "files", "host", "report"},
     "commands": {
-        *("engine", "errors", "files", "host", "journal", "judge", "model", "perform", "profile", "profile_source"),
+        *(
+            "engine",
+            "errors",
+            "files",
+            "host",
+            "journal",
+            "judge",
+            "model",
+            "perform",
+            "profile",
+            "profile_files",
+            "profile_source",
+        ),
         *("quantities", "registry", "render", "report", "revert", "state"),
     },
-    "cli": {"commands", "engine", "errors", "profile", "quantities", "registry", "render", "report"},
+    "cli": {"commands", "engine", "errors", "profile_files", "quantities", "registry", "render", "report"},
     "__main__": {"cli", "commands", "errors", "report"},
 }
-CHECKS_MAY_IMPORT = {"bootloader", "errors", "host", "hugetlb", "model", "quantities"}
+CHECKS_MAY_IMPORT = {"bootloader", "errors", "host", "hugetlb", "model", "quantities", "units", "versions"}
 ONLY_HOST = {"subprocess", "pyroute2", "pyudev", "pynvml", "psutil", "socket", "ctypes"}
 CORE = sorted(p for p in (ROOT / "hostprep").rglob("*.py") if "checks" not in p.relative_to(ROOT).parts)
 CHECKS = sorted((ROOT / "checks").glob("*.py"))

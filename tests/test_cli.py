@@ -16,7 +16,7 @@ import pytest
 from fakes import debian
 
 import hostprep.__main__ as entry
-from hostprep import cli, commands, profile, state
+from hostprep import cli, commands, profile_files, state
 
 ROOT = Path(__file__).parent.parent
 HOSTPREP = [sys.executable, "-m", "hostprep"]
@@ -272,7 +272,7 @@ def test_a_plan_ends_with_the_command_that_does_it(monkeypatch: pytest.MonkeyPat
 def test_what_a_profile_comes_to_can_be_seen(capsys: pytest.CaptureFixture[str]) -> None:
     assert entry.run(["profiles", "show", "pbs-gpu-node"]) == 0
     out, err = capsys.readouterr()
-    assert out.encode() == profile.read(profile.find("pbs-gpu-node"))
+    assert out.encode() == profile_files.read(profile_files.find("pbs-gpu-node"))
     assert "hostprep profiles show --effective pbs-gpu-node" in err
     assert entry.run(["profiles", "show", "--effective", "pbs-gpu-node"]) == 0
     out, _ = capsys.readouterr()

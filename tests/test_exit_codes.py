@@ -18,8 +18,7 @@ from conftest import MakeHost, profile
 from fakes import debian
 
 import hostprep.__main__ as entry
-from hostprep import commands, errors, profile_source, registry, render, report, state
-from hostprep import profile as profiles
+from hostprep import commands, errors, profile_files, profile_source, registry, render, report, state
 from hostprep.model import Desired, Fact, Finding, Status
 
 ROOT = Path(__file__).parent.parent
@@ -232,5 +231,5 @@ def test_schemas_are_printed_as_json(capsys: pytest.CaptureFixture[str]) -> None
     for which in ("report", "profile"):
         assert entry.run(["schema", which]) == 0
         jsonschema.Draft202012Validator.check_schema(json.loads(capsys.readouterr().out))
-    document, _ = profile_source.parse("baseline", profiles.read(profiles.available()["baseline"]))
+    document, _ = profile_source.parse("baseline", profile_files.read(profile_files.available()["baseline"]))
     jsonschema.Draft202012Validator(profile_source.schema(registry.load())).validate(document)

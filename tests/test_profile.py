@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from hostprep import profile, profile_source
+from hostprep import profile, profile_files, profile_source
 from hostprep.errors import ProfileError
 from hostprep.model import Waiver
 
@@ -22,8 +22,8 @@ WAIVER = {"finding": "swap/*", "reason": "crash dumps need it", "until": "2027-0
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A place for profiles, which is also where this site keeps its own."""
-    monkeypatch.setattr(profile, "SITE_FOLDER", str(tmp_path / "profiles"))
-    monkeypatch.setattr(profile, "SITE_PROFILE", str(tmp_path / "profile.yaml"))
+    monkeypatch.setattr(profile_files, "SITE_FOLDER", str(tmp_path / "profiles"))
+    monkeypatch.setattr(profile_files, "SITE_PROFILE", str(tmp_path / "profile.yaml"))
     (tmp_path / "profiles").mkdir()
     return tmp_path / "profiles"
 
@@ -76,18 +76,18 @@ def test_json_is_yaml(folder: Path) -> None:
 
 def test_without_a_name_the_sites_own_profile_is_taken_else_baseline(folder: Path) -> None:
     assert profile.load(None).name == "baseline"
-    write(Path(profile.SITE_PROFILE), "swap: disabled\n")
-    assert profile.load(None).source == profile.SITE_PROFILE
+    write(Path(profile_files.SITE_PROFILE), "swap: disabled\n")
+    assert profile.load(None).source == profile_files.SITE_PROFILE
 
 
 def test_a_site_profile_that_leads_nowhere_is_an_error_and_not_baseline(folder: Path) -> None:
     """Baseline would say ready for a host that its own site asks more of."""
-    Path(profile.SITE_PROFILE).symlink_to(folder / "gone.yaml")
+    Path(profile_files.SITE_PROFILE).symlink_to(folder / "gone.yaml")
     with pytest.raises(ProfileError, match="No such file"):
         profile.load(None)
 
 
-@pytest.mark.parametrize("name", sorted(profile.available()))
+@pytest.mark.parametrize("name", sorted(profile_files.available()))
 def test_every_bundled_profile_is_valid_and_described(name: str) -> None:
     loaded = profile.load(name)
     assert loaded.name == name
