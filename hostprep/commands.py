@@ -49,6 +49,7 @@ def plan(look: Look, allowed: Sequence[str]) -> int:
     host = _host(look.root)
     started = time.monotonic()
     wanted = _selected(profile.load(look.profile), look.only)
+    _must_have("--allow-disruption", allowed, wanted)
     checks = registry.load(wanted.sections)
     examination = engine.examine(host, wanted, checks, look.deadline)
     batches = engine.rehearse(host, engine.planned(examination, wanted, checks, allowed), checks)
@@ -147,10 +148,15 @@ def _wanted(look: Look, host: Host) -> Profile:
 
 def _selected(whole: Profile, only: tuple[str, ...]) -> Profile:
     """The profile less the checks that --only did not name."""
-    if stray := [name for name in only if name not in whole.sections]:
-        known = ", ".join(whole.sections)
-        raise UsageError(f"--only {stray[0]}: the profile {whole.name} has no such section", f"It has: {known}.")
+    _must_have("--only", only, whole)
     return whole._replace(sections={n: s for n, s in whole.sections.items() if n in only}) if only else whole
+
+
+def _must_have(option: str, names: Sequence[str], wanted: Profile) -> None:
+    """UsageError when an option names a check that the profile has no section of."""
+    if stray := [name for name in names if name not in wanted.sections]:
+        hint = f"It has: {', '.join(wanted.sections)}."
+        raise UsageError(f"{option} {stray[0]}: the profile {wanted.name} has no such section", hint)
 
 
 def _report(look: Look, host: Host, wanted: Profile, seen: engine.Examination, started: float) -> report.Report:
@@ -218,8 +224,7 @@ def apply(look: Look, allowed: Sequence[str], yes: bool) -> int:
     with _ending_in_order(), state.changing() as journal_path:
         started = time.monotonic()
         wanted = _wanted(look, host)
-        if stray := [name for name in allowed if name not in wanted.sections]:
-            raise UsageError(f"--allow-disruption {stray[0]}: the profile {wanted.name} has no such section")
+        _must_have("--allow-disruption", allowed, wanted)
         checks = registry.load(wanted.sections)
         seen = engine.examine(host, wanted, checks, look.deadline)
         needed = engine.planned(seen, wanted, checks, allowed)

@@ -180,7 +180,7 @@ def test_what_is_no_file_is_refused_at_once(folder: Path, kind: str) -> None:
         case "device":
             path = Path("/dev/null")
         case "huge":
-            write(path, "# " + "x" * (profile.SIZE_LIMIT + 1))
+            write(path, "# " + "x" * (profile_files.SIZE_LIMIT + 1))
     assert len(problems(str(path))) == 1
 
 
