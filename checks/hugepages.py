@@ -12,16 +12,18 @@
 
 Now is /sys/kernel/mm/hugepages and /sys/devices/system/node. Next boot is what the kernel will make of the
 arguments of the entry that will boot (by position, the first wins), overruled by what systemd writes later:
-sysctl.d (vm.nr_hugepages, the default size only), then tmpfiles.d.
+sysctl.d (vm.nr_hugepages, the default size only), then tmpfiles.d. Kernels before 5.16 take
+counts by node (hugepages=0:16) for 0; how many pages of 1 GiB they make beside hugetlb_cma= is unknown.
 
 A reservation that would leave the host less than `keep` is refused before it is written, for now and for the
 next boot: 32 pages of 1 GiB on a machine of 32 GB make a host that does not boot. `host-memory` shows what is
-left, whoever made the reservation.
+left, whoever made the reservation. A NUMA node keeps 512 MiB or a tenth, the larger. Neither apply nor revert takes
+pages from a running host that would then have less than 512 MiB available.
 
 apply writes nr_hugepages, reads back what the kernel granted, makes it compact memory and tries again while that
 helps. For the next boot it uses kernel arguments (for 1 GiB the only way that does not depend on luck), and
 a tmpfiles.d line for counts per node, where a sysctl would overrule the arguments, or where the boot loader is
-unknown. 1 GiB pages need the CPU flag pdpe1gb.
+unknown. 1 GiB pages need the CPU flag pdpe1gb. Nothing is mounted on top of another mount, of a link or of files.
 """
 
 from __future__ import annotations
@@ -29,13 +31,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
-from hostprep import bootloader, hugetlb
+from hostprep import bootloader, hugetlb, versions
 from hostprep.errors import ChangeFailed, HostError
 from hostprep.host import Host, attempt
 from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Reading, Section, Unknown, Value
 from hostprep.quantities import BYTES_PATTERN, PAGE_SIZE_PATTERN, page_size_kib, parse_bytes, show_bytes, show_page_size
+from hostprep.units import unit_name
 
 NAME = "hugepages"
 GENERATED = bootloader.GRUB_CFGS
@@ -43,6 +45,10 @@ finish = bootloader.regenerate
 
 _COUNT = {"type": "integer", "minimum": 0}
 _SIZE = {"type": "string", "pattern": PAGE_SIZE_PATTERN}
+# Of a pool one spelling a size (1GiB, not 1024MiB), so that no profile asks twice for the same pages.
+_POOL_PATTERN = r"^([1-9][0-9]{0,2}(KiB|MiB)|[1-9][0-9]*GiB)$(?!\n)"
+# As /proc/self/mounts and a unit's Where= have it too: nothing that either would escape, no `//`, `.` or `..`.
+_WHERE_PATTERN = r"^(/(?!\.{1,2}(/|$))[^\s\x00-\x1f/%#\\]+)+$(?!\n)"
 SCHEMA = {
     "description": "Huge pages by size (1GiB, 2MiB, ...), on the whole host or per NUMA node.",
     "type": "object",
@@ -57,12 +63,12 @@ SCHEMA = {
         "mounts": {
             "description": "where hugetlbfs is mounted, by page size",
             "type": "object",
-            "patternProperties": {PAGE_SIZE_PATTERN: {"type": "string", "pattern": r"^/[^\s\x00-\x1f]*$(?!\n)"}},
+            "patternProperties": {PAGE_SIZE_PATTERN: {"type": "string", "pattern": _WHERE_PATTERN}},
             "additionalProperties": False,
         },
     },
     "patternProperties": {
-        PAGE_SIZE_PATTERN: {
+        _POOL_PATTERN: {
             "description": "a number of pages, or numbers by NUMA node: {0: 16, 1: 16}",
             "anyOf": [
                 _COUNT,
@@ -81,14 +87,15 @@ SCHEMA = {
 POOLS = "/sys/kernel/mm/hugepages"
 NODES = "/sys/devices/system/node"
 TMPFILES = "/etc/tmpfiles.d/hostprep-hugepages.conf"
-TMPFILES_DIRS = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/local/lib/tmpfiles.d", "/usr/lib/tmpfiles.d")
-SYSCTL_DIRS = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d")
+# Where systemd looks, first to last, without /run, which does not survive a reboot. /lib is not always /usr/lib.
+TMPFILES_DIRS = ("/etc/tmpfiles.d", "/usr/local/lib/tmpfiles.d", "/usr/lib/tmpfiles.d", "/lib/tmpfiles.d")
+SYSCTL_DIRS = ("/etc/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d", "/lib/sysctl.d")
 PROC_POOLS = ("/proc/sys/vm/nr_hugepages",)  # of the default size
 SYSCTLS = ("vm.nr_hugepages", "vm.nr_hugepages_mempolicy")
 _POOL = rf"({POOLS}|{NODES}/node\d+/hugepages)/hugepages-\d+kB/nr_hugepages"
 COUNTERS = {"free": "free_hugepages", "reserved": "resv_hugepages", "surplus": "surplus_hugepages"}
 UNITS = "/etc/systemd/system"
-UNIT_DIRS = (UNITS, "/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system")
+PACKAGED_UNITS = ("/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 MOUNT_UNIT = """\
 # Written by hostprep (check hugepages); `hostprep revert` takes it back.
 [Unit]
@@ -117,18 +124,18 @@ def inspect(host: Host) -> Facts:
     later = _next_boot(host, boot, memory)
     here = _sizes(host)
     facts: dict[str, Fact] = {}
-    for kib in sorted({*here, *(kib for kib, _ in later.pages)}):
+    for kib in sorted({*here, *later.sizes()}):
         size = show_page_size(kib)
         if kib not in here:  # a pool that the next boot makes
-            facts[size] = Fact(None, _asked(later, kib, None))
+            facts[size] = Fact(None, hugetlb.reading(later, kib, None))
             continue
         pool = f"{POOLS}/hugepages-{kib}kB"
-        facts[size] = Fact(attempt(host.number, f"{pool}/nr_hugepages"), _asked(later, kib, None))
+        facts[size] = Fact(attempt(host.number, f"{pool}/nr_hugepages"), hugetlb.reading(later, kib, None))
         for name, file in COUNTERS.items():
             facts[f"{size}/{name}"] = Fact.fixed(attempt(host.number, f"{pool}/{file}"))
         for node in _nodes(host):
             count = attempt(host.number, _node_pool(node, kib))
-            facts[f"{size}/node{node}"] = Fact(count, _asked(later, kib, node))
+            facts[f"{size}/node{node}"] = Fact(count, hugetlb.reading(later, kib, node))
     facts |= _memory_facts(host, memory, facts, later)
     facts["default"] = _default_size(memory, boot)
     facts |= _mounts(host, facts["default"])
@@ -137,44 +144,42 @@ def inspect(host: Host) -> Facts:
     return facts
 
 
-class _Later(NamedTuple):
-    """What the next boot asks for: page size in KiB and node (None: the whole host) -> pages."""
-
-    pages: dict[tuple[int, int | None], int]
-    unsure: dict[int, Unknown]  # sizes of which the total cannot be told; `pages` then has the most that it can be
-    otherwise: int | Unknown | None  # what a size has that nobody asks for; None: nothing that hostprep can read says
-
-
-def _next_boot(host: Host, boot: bootloader.Boot | Unknown, memory: Mapping[str, int]) -> _Later:
+def _next_boot(host: Host, boot: bootloader.Boot | Unknown, memory: Mapping[str, int]) -> hugetlb.Later:
     """Kernel arguments first; then systemd-sysctl and systemd-tmpfiles write over them."""
     words = boot if isinstance(boot, Unknown) else boot.later
-    later = _Later({}, {}, _otherwise(host, words))
+    later = hugetlb.Later({}, {}, _otherwise(host, words))
     default = _next_default(memory, boot)
+    nodes = _nodes(host)
     if not isinstance(words, Unknown):
-        asked = hugetlb.asked(words, default, _nodes(host))
-        for kib, count in asked.pages.items():
-            later.pages[kib, None] = count
-        for kib, by_node in asked.by_node.items():
-            later.pages.update({(kib, node): count for node, count in by_node.items()})
+        lists = attempt(_node_lists, host)
+        unsure = lists.reason if isinstance(lists, Unknown) else ""
+        asked = hugetlb.asked(words, default, nodes, node_lists=bool(unsure or lists))
+        hugetlb.ask(later, asked, unsure, hugetlb.from_cma(words))
     if (ruled := _sysctl(host)) is not None:
-        _rule(later, default, ruled)
+        hugetlb.rule(later, default, ruled)
     written = _tmpfiles(host)
     for path, count in written.items():
-        if path.startswith(POOLS):
-            _rule(later, _kib_of(path), count)
-        elif path in PROC_POOLS:
-            _rule(later, default, count)
-    nodes = _nodes(host)
+        if not path.startswith(NODES):
+            hugetlb.rule(later, default if path in PROC_POOLS else _kib_of(path), count)
     for path, count in written.items():
         if path.startswith(NODES):
-            later.pages[_kib_of(path), _node_of(path)] = count
+            hugetlb.rule_node(later, _kib_of(path), _node_of(path), count)
     for kib in {kib for kib, node in later.pages if node is not None}:
-        _add_up(later, kib, nodes)
-    for kib in {kib for kib, _ in later.pages}:
-        if kib in FLAGS and not _cpu_offers(host, kib, FLAGS[kib]):  # the kernel ignores such a size
-            for key in [key for key in later.pages if key[0] == kib]:
-                del later.pages[key]
+        hugetlb.add_up(later, kib, nodes)
+    for kib in later.sizes() & FLAGS.keys():
+        if not _cpu_offers(host, kib, FLAGS[kib]):  # the kernel ignores such a size
+            hugetlb.drop(later, kib)
     return later
+
+
+def _node_lists(host: Host) -> bool:
+    """Does the kernel know `hugepages=NODE:N`? Upstream does since 5.16; some distributions take such things back."""
+    release = host.kernel()
+    if versions.compare(release, "5.16") >= 0:
+        return True
+    if re.search(r"\.el[89]|-default$", release):  # RHEL and its like, SLES
+        raise HostError(f"whether the kernel {release} knows counts by node (hugepages=NODE:N) cannot be told")
+    return False
 
 
 def _otherwise(host: Host, words: tuple[str, ...] | Unknown) -> int | Unknown | None:
@@ -185,39 +190,6 @@ def _otherwise(host: Host, words: tuple[str, ...] | Unknown) -> int | Unknown | 
     except HostError:
         return words
     return words if grub else None  # GRUB is there and cannot be read: what it asks for is not known
-
-
-def _rule(later: _Later, kib: int, count: int) -> None:
-    """A write to a pool of the whole host takes the place of what was asked for, on nodes too."""
-    for key in [key for key in later.pages if key[0] == kib]:
-        del later.pages[key]
-    later.pages[kib, None] = count
-
-
-def _add_up(later: _Later, kib: int, nodes: Sequence[int]) -> None:
-    """The total of a size that has counts for nodes. Nodes without one keep their share of the rest, if any."""
-    on_nodes = sum(count for (k, node), count in later.pages.items() if k == kib and node in nodes)
-    rest = later.pages.get((kib, None), 0)
-    all_said = all((kib, node) in later.pages for node in nodes)
-    shared = sum(count for (k, node), count in later.pages.items() if k == kib and node is not None)
-    if all_said or rest in (0, shared):
-        later.pages[kib, None] = on_nodes
-    else:
-        why = f"{rest} pages of {show_page_size(kib)} are asked for on the host, and other counts on some of its nodes"
-        later.pages[kib, None] = on_nodes + rest
-        later.unsure[kib] = Unknown(why)
-
-
-def _asked(later: _Later, kib: int, node: int | None) -> Reading:
-    """Pages asked for; None when nothing on this host asks and there is no boot loader that could."""
-    if node is None and kib in later.unsure:
-        return later.unsure[kib]
-    count = later.pages.get((kib, node))
-    if count is not None:
-        return count
-    if node is not None and later.pages.get((kib, None)):
-        return None  # the kernel spreads them: nothing says how many this node gets
-    return 0 if (kib, None) in later.pages else later.otherwise
 
 
 def _meminfo(host: Host) -> dict[str, int]:
@@ -246,7 +218,7 @@ def _node_pool(node: int, kib: int) -> str:
     return f"{NODES}/node{node}/hugepages/hugepages-{kib}kB/nr_hugepages"
 
 
-def _memory_facts(host: Host, memory: Mapping[str, int], pools: Facts, later: _Later) -> dict[str, Fact]:
+def _memory_facts(host: Host, memory: Mapping[str, int], pools: Facts, later: hugetlb.Later) -> dict[str, Fact]:
     """Memory in bytes: of the host, of each node, available now, and what huge pages leave of it."""
     if "MemTotal" not in memory:
         gone = Fact.fixed(Unknown("/proc/meminfo: no MemTotal"))
@@ -267,7 +239,7 @@ def _memory_facts(host: Host, memory: Mapping[str, int], pools: Facts, later: _L
     return facts
 
 
-def _left_next(later: _Later, left: int, now: Reading) -> Reading:
+def _left_next(later: hugetlb.Later, left: int, now: Reading) -> Reading:
     if isinstance(later.otherwise, Unknown):
         return later.otherwise
     return left if later.pages or later.otherwise is not None else now
@@ -297,45 +269,74 @@ def _default_size(memory: Mapping[str, int], boot: bootloader.Boot | Unknown) ->
 def _mounts(host: Host, default: Fact) -> dict[str, Fact]:
     """The page size of every hugetlbfs, by where it is mounted: now, and by fstab or a mount unit at the next boot."""
     now: dict[str, Reading] = {}
-    for line in (host.read("/proc/self/mounts") or "").splitlines():
-        fields = line.split()
-        if len(fields) >= 4 and fields[2] == "hugetlbfs":
-            now[fields[1]] = _mount_size(fields[3], default.current)
+    for where, kind, options in _mounted(host):  # the last one of a place is on top
+        if kind == "hugetlbfs":
+            now[where] = _mount_size(options, default.current)
+        elif where in now:
+            now[where] = kind
     later = {where: _mount_size(options, default.next_boot) for where, options in _mounts_at_boot(host)}
     return {f"mount{where}": Fact(now.get(where), later.get(where)) for where in sorted({*now, *later})}
 
 
+def _mounted(host: Host) -> list[tuple[str, str, str]]:
+    """Where, of which type and with which options, in the order that it was mounted."""
+    lines = (line.split() for line in (host.read("/proc/self/mounts") or "").splitlines())
+    return [(fields[1], fields[2], fields[3]) for fields in lines if len(fields) >= 4]
+
+
 def _mount_size(options: str, default: Reading) -> Reading:
-    for option in options.split(","):
-        name, _, value = option.partition("=")
-        if name == "pagesize":
-            return show_page_size(_argument_kib(value))
-    return default
+    """The page size by mount options, of which the last counts. None: the kernel would refuse them."""
+    sizes = [value for name, _, value in (o.partition("=") for o in options.split(",")) if name == "pagesize"]
+    if not sizes:
+        return default
+    kib = hugetlb.size_kib(sizes[-1])
+    return None if kib is None else show_page_size(kib)
 
 
-def _argument_kib(text: str) -> int:
-    units = {"K": 1, "M": 1024, "G": 1024**2}
-    return int(text[:-1]) * units[text[-1].upper()] if text[-1:].isalpha() else int(text) // 1024
+def _mounts_at_boot(host: Host) -> list[tuple[str, str]]:
+    """Where and with which options. Of units of one name the admin's hides fstab's, and that hides a package's."""
+    units: dict[str, tuple[str, str, str] | None] = {}
+    for folder in PACKAGED_UNITS[::-1]:
+        units |= _mount_units(host, folder)
+    fstab = {unit_name(line[0], "mount"): line for line in _fstab(host)}
+    units |= fstab
+    units |= _mount_units(host, UNITS)
+    return [
+        (unit[0], unit[2])
+        for name, unit in units.items()
+        if unit and unit[1] == "hugetlbfs" and unit_name(unit[0], "mount") == name  # systemd refuses other names
+        if name in fstab or _is_wanted(host, name)
+    ]
 
 
-def _mounts_at_boot(host: Host) -> Iterator[tuple[str, str]]:
-    """Where and with which options. A unit of the admin's hides the one of the same name that a package brought."""
-    units: dict[str, str] = {}
-    for folder in UNIT_DIRS[::-1]:
-        units |= {name: f"{folder}/{name}" for name in host.names(folder) if name.endswith(".mount")}
-    for name, path in units.items():
-        text = host.read(path) if host.link(path) != "/dev/null" else None
-        if text is None or "hugetlbfs" not in text:
+def _mount_units(host: Host, folder: str) -> dict[str, tuple[str, str, str] | None]:
+    """Where, type and options of the mount units in a directory, by name; None of one that is masked."""
+    units: dict[str, tuple[str, str, str] | None] = {}
+    for name in host.names(folder):
+        if not name.endswith(".mount"):
             continue
-        unit = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in text.splitlines())}
-        wanted = any(host.glob(f"{folder}/*.wants/{name}") for folder in UNIT_DIRS)
-        if unit.get("Type") == "hugetlbfs" and wanted:
-            yield unit.get("Where", ""), unit.get("Options", "")
+        text = host.read(f"{folder}/{name}") if host.link(f"{folder}/{name}") != "/dev/null" else None
+        unit = {key.strip(): value.strip() for key, _, value in (ln.partition("=") for ln in (text or "").splitlines())}
+        units[name] = (_plain(unit.get("Where", "")), unit.get("Type", ""), unit.get("Options", "")) if text else None
+    return units
+
+
+def _is_wanted(host: Host, unit: str) -> bool:
+    kinds = ("wants", "requires")
+    return any(host.glob(f"{folder}/*.{kind}/{unit}") for folder in (UNITS, *PACKAGED_UNITS) for kind in kinds)
+
+
+def _fstab(host: Host) -> Iterator[tuple[str, str, str]]:
+    """Where, type and options of what fstab mounts at boot."""
     for line in (host.read("/etc/fstab") or "").splitlines():
         fields = line.split()
-        mounted = len(fields) >= 4 and not fields[0].startswith("#") and "noauto" not in fields[3].split(",")
-        if mounted and fields[2] == "hugetlbfs":
-            yield fields[1], fields[3]
+        if len(fields) >= 4 and not fields[0].startswith("#") and "noauto" not in fields[3].split(","):
+            yield _plain(fields[1]), fields[2], fields[3]
+
+
+def _plain(where: str) -> str:
+    """A path as systemd simplifies it: `/mnt//huge/` is `/mnt/huge`."""
+    return "/" + "/".join(part for part in where.split("/") if part not in ("", "."))
 
 
 def _sysctl(host: Host) -> int | None:
@@ -404,7 +405,7 @@ def decide(facts: Facts, want: Section) -> Goals:
         offered = facts.get(f"cpu/{size}", Fact.fixed(size in facts)).current is True
         missing = "" if offered else f"This machine has no pages of {size}: its CPU does not offer them."
         for key, count in _by_place(size, wanted):
-            short = _node_short(facts, key, count)
+            short = _node_short(facts, counts, key)
             have = facts.get(key, Fact.fixed(None))
             goals[key] = Desired(
                 count,
@@ -416,7 +417,7 @@ def decide(facts: Facts, want: Section) -> Goals:
                 refused_next=(refused_next or short) if count > _int(have.next_boot) else "",
                 means=missing,
                 fix=f"Ask for fewer pages, or for less to keep: at present {show_bytes(least)}."
-                if refused_next or refused_now
+                if refused_next or refused_now or short
                 else "",
             )
         if want.get("free") == "all":
@@ -424,8 +425,20 @@ def decide(facts: Facts, want: Section) -> Goals:
     goals["host-memory"] = _left_to_host(facts, total, least)
     if "default" in want:
         goals["default"] = Desired(_spelled(want["default"]), live=False)
-    for size, where in want.get("mounts", {}).items():
-        goals[f"mount{where}"] = Desired(_spelled(size))
+    return goals | _mount_goals(facts, want.get("mounts", {}))
+
+
+def _mount_goals(facts: Facts, mounts: Mapping[str, str]) -> dict[str, Desired]:
+    goals: dict[str, Desired] = {}
+    for where in mounts.values():
+        sizes = sorted({_spelled(size) for size, place in mounts.items() if place == where})
+        now = facts.get(f"mount{where}", Fact.fixed(None)).current
+        taken = "something is mounted there: umount it first" if now is not None else ""
+        goal = Desired(", ".join(sizes), refused_now=taken)
+        if len(sizes) > 1:  # no host can have that
+            why = "the profile mounts pages of several sizes there"
+            goal = goal._replace(refused_now=why, refused_next=why, fix="Give each size a place of its own.")
+        goals[f"mount{where}"] = goal
     return goals
 
 
@@ -473,19 +486,40 @@ def _refused_now(facts: Facts, counts: Mapping[str, int | Mapping[str, int]], le
 
 
 def _bytes_next(facts: Facts, counts: Mapping[str, int | Mapping[str, int]]) -> int:
-    """All pools of the next boot: those wanted, and those that others ask for."""
-    pools = {key: _int(fact.next_boot) for key, fact in facts.items() if key[0].isdigit() and "/" not in key}
+    """All pools of the next boot: those wanted, and those that others ask for. Of `2MiB: 0` nothing stays."""
+    readings = {key: fact.next_boot for key, fact in facts.items() if key[0].isdigit() and "/" not in key}
+    pools = {size: _int(count) for size, count in readings.items()}
+    hidden = 0  # the most that pools can be whose counts cannot be told
+    if any(isinstance(count, Unknown) for count in readings.values()):
+        left = _int(facts["host-memory"].next_boot)
+        hidden = _int(facts["memory/total"].current) - left - _in_bytes(pools) if left else 0
     for size, wanted in counts.items():
-        pools[size] = max(sum(count for _, count in _by_place(size, wanted)), pools.get(size, 0))
+        count = sum(count for _, count in _by_place(size, wanted))
+        pools[size] = max(count, pools.get(size, 0)) if count else 0
+    return _in_bytes(pools) + max(hidden, 0)
+
+
+def _in_bytes(pools: Mapping[str, int]) -> int:
     return sum(parse_bytes(size) * count for size, count in pools.items())
 
 
-def _node_short(facts: Facts, key: str, count: int) -> str:
-    size, _, node = key.partition("/")
+def _node_short(facts: Facts, counts: Mapping[str, int | Mapping[str, int]], key: str) -> str:
+    """Why a node cannot have what is wanted there, together with what it has of other sizes."""
+    _, _, node = key.partition("/")
     memory = _int(facts.get(f"memory/{node}", Fact.fixed(None)).current)
-    if node and memory and parse_bytes(size) * count > memory:
-        return f"{count} pages of {size} do not fit {node}, which has {memory // 1024**2} MiB"
-    return ""
+    if not node or not memory:
+        return ""
+    pools = {key.partition("/")[0]: _most(fact) for key, fact in facts.items() if key.endswith(f"B/{node}")}
+    for size, wanted in counts.items():
+        places = dict(_by_place(size, wanted))
+        if wanted == 0 or f"{size}/{node}" in places:
+            pools[size] = places.get(f"{size}/{node}", 0)
+    why = hugetlb.starves_node(_in_bytes(pools), memory)
+    return f"{node}: {why}" if why else ""
+
+
+def _most(fact: Fact) -> int:
+    return max(_int(fact.current), _int(fact.next_boot))
 
 
 def _int(reading: Reading) -> int:
@@ -499,10 +533,10 @@ def apply(host: Host, changes: Sequence[Change]) -> None:
     mounts = [c for c in changes if c.key.startswith("mount/")]
     pools = [c for c in changes if c not in mounts]
     if changes[0].facet is Facet.CURRENT:
-        for change in pools:
-            _grow(host, _pool_file(change.key), _int(change.after))
         for change in mounts:
             _mount(host, change)
+        for change in sorted(pools, key=lambda c: _int(c.after) > _int(c.before)):  # giving back makes room
+            _grow(host, _pool_file(change.key), _int(change.after))
         return
     if pools:
         _persist(host, {change.key: change.after for change in pools})
@@ -521,6 +555,7 @@ def _grow(host: Host, file: str, wanted: int) -> None:
 
     The kernel grants what it can find and says nothing: a successful write is not success.
     """
+    _spare_the_host(host, (wanted - host.number(file)) * _kib_of(file) * 1024)
     end = time.monotonic() + GROW_S
     granted = -1
     while True:
@@ -533,6 +568,19 @@ def _grow(host: Host, file: str, wanted: int) -> None:
                 host.write(knob, text)
 
 
+def _spare_the_host(host: Host, more: int) -> None:
+    """Taking back what was given back takes memory too, and whoever has it by now would be killed for it."""
+    if more <= 0:
+        return
+    available = _meminfo(host).get("MemAvailable", 0) * 1024
+    if available - more < hugetlb.HARD_FLOOR:
+        raise ChangeFailed(
+            f"{show_bytes(more)} more of huge pages would leave less than {show_bytes(hugetlb.HARD_FLOOR)} "
+            f"of the {show_bytes(available)} of memory that are available",
+            "Free memory first, then try again.",
+        )
+
+
 def _persist(host: Host, wanted: Mapping[str, Value]) -> None:
     """Through kernel arguments where they decide; else through a line that systemd-tmpfiles writes at boot."""
     boot = bootloader.read(host)
@@ -542,6 +590,8 @@ def _persist(host: Host, wanted: Mapping[str, Value]) -> None:
     overruled = {_kib_of(p) for p in _tmpfiles(host) if p.startswith(POOLS)}
     if _sysctl(host) is not None or any(p in PROC_POOLS for p in _tmpfiles(host)):
         overruled.add(usual)
+    if not isinstance(boot.later, Unknown) and hugetlb.from_cma(boot.later):
+        overruled |= {kib for kib in _sizes(host) if kib > hugetlb.GIGANTIC}
     arguments: dict[int, int] = {}
     for key, value in sorted(wanted.items()):  # the whole host before its nodes
         if key == "default":
@@ -589,22 +639,40 @@ def _own_lines(host: Host) -> dict[str, int]:
 
 
 def _mount(host: Host, change: Change) -> None:
-    where = change.key.removeprefix("mount")
+    where = _where(host, change)
     if change.after is None:
         host.run("umount", where)
         return
+    if change.before is not None or any(where == place for place, _, _ in _mounted(host)):
+        raise ChangeFailed(f"{where}: something is mounted there", "umount it first.")
+    if host.names(where):
+        raise ChangeFailed(f"{where}: is not empty, and a mount would hide what is in it", "Mount somewhere else.")
     size = hugetlb.argument_size(page_size_kib(str(change.after)))
     host.make_directory(where)
     host.run("mount", "-t", "hugetlbfs", "-o", f"pagesize={size}", "hugetlbfs", where)
 
 
 def _persist_mount(host: Host, change: Change) -> None:
-    where = change.key.removeprefix("mount")
-    name = where.strip("/").replace("-", r"\x2d").replace("/", "-") + ".mount"
+    where = _where(host, change)
+    name = unit_name(where, "mount")
+    unit, wanted = f"{UNITS}/{name}", f"{UNITS}/local-fs.target.wants/{name}"
     if change.after is None:
-        host.replace(f"{UNITS}/{name}", None)
-        host.replace(f"{UNITS}/local-fs.target.wants/{name}", None)
+        host.replace(unit, None)
+        host.replace(wanted, None)
         return
+    there = _mount_units(host, UNITS).get(name, ("", "hugetlbfs", ""))
+    if host.link(unit) or there is None or there[1] != "hugetlbfs":
+        raise ChangeFailed(f"{unit} is a unit of this site's own", "Move it out of the way, or mount somewhere else.")
+    if any(place == where and kind != "hugetlbfs" for place, kind, _ in _fstab(host)):
+        raise ChangeFailed(f"/etc/fstab mounts something else at {where}", "Mount somewhere else.")
     size = hugetlb.argument_size(page_size_kib(str(change.after)))
-    host.replace(f"{UNITS}/{name}", MOUNT_UNIT.format(size=size, where=where))
-    host.symlink(f"{UNITS}/local-fs.target.wants/{name}", f"{UNITS}/{name}")
+    host.replace(unit, MOUNT_UNIT.format(size=size, where=where))
+    host.symlink(wanted, unit)
+
+
+def _where(host: Host, change: Change) -> str:
+    """The place of a mount. One behind a link would be listed by another name, and mounted again each time."""
+    where = change.key.removeprefix("mount")
+    if (real := host.resolve(where)) != where:
+        raise ChangeFailed(f"{where}: is in truth {real}", f"Write {real} in the profile.")
+    return where

@@ -76,6 +76,22 @@ def test_counts_by_node(
     assert (result.pages, result.by_node) == (pages, by_node)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "pages"),
+    [
+        ("hugepagesz=1G hugepages=0:16,1:8", {G: 0}),
+        ("hugepagesz=1G hugepages=16:0", {G: 16}),
+        ("hugepagesz=1G hugepages=16", {G: 16}),
+        pytest.param("hugepagesz=1G hugepages=all hugepages=3", {G: 0}, id="no number is 0, and the first wins"),
+        ("hugepages=0:16", {}),
+    ],
+)
+def test_kernels_before_5_16_read_the_number_before_the_colon(arguments: str, pages: dict[int, int]) -> None:
+    """R62: `sscanf(s, "%lu", mhp) <= 0` makes it 0 (mm/hugetlb.c, 5.15)."""
+    result = hugetlb.asked(arguments.split(), M2, [0, 1], node_lists=False)
+    assert (result.pages, result.by_node) == (pages, {})
+
+
 @pytest.mark.parametrize("default", [None, M2, G])
 @pytest.mark.parametrize("pages", [{M2: 4}, {G: 2, M2: 4}, {G: 2}, {G: 2, M2: 0}, {M512: 3, G: 1}])
 def test_what_is_written_reads_back_the_same(default: int | None, pages: dict[int, int]) -> None:
