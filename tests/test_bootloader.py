@@ -137,6 +137,160 @@ def test_branches_that_differ_are_not_guessed(make_host: MakeHost) -> None:
     assert isinstance(bootloader.read(make_host(MACHINE | {"/boot/grub/grub.cfg": entry})).later, Unknown)
 
 
+# 08_fallback_counting of RHEL 8 and 9, and 10_reset_boot_success after it
+FALLBACK = """\
+set default=0
+if [ -n "${boot_counter}" -a "${boot_success}" = "0" ]; then
+  # if countdown has ended, choose to boot rollback deployment
+  if  [ "${boot_counter}" = "0" -o "${boot_counter}" = "-1" ]; then
+    set default=1
+    set boot_counter=-1
+  else
+    decrement boot_counter
+  fi
+  save_env boot_counter
+fi
+menuentry 'newest' {
+	linux /vmlinuz newest
+}
+menuentry 'rollback' {
+	linux /vmlinuz rollback
+}
+if [ "${boot_success}" = "1" ] ; then
+  set boot_indeterminate=0
+elif [ "${boot_indeterminate}" = "1" ]; then
+  set boot_indeterminate=2
+fi
+set boot_success=0
+save_env boot_success boot_indeterminate
+"""
+
+# 00_header and 10_linux of Ubuntu's cloud images, which set GRUB_FORCE_PARTUUID
+PARTUUID = """\
+if [ "${initrdfail}" = 2 ]; then
+   set initrdfail=
+elif [ "${initrdfail}" = 1 ]; then
+   set next_entry="${prev_entry}"
+   set prev_entry=
+   save_env prev_entry
+   if [ "${next_entry}" ]; then
+      set initrdfail=2
+   fi
+fi
+if [ "${next_entry}" ] ; then
+   set default="${next_entry}"
+   set next_entry=
+   save_env next_entry
+   set boot_once=true
+else
+   set default="0"
+fi
+function initrdfail {
+    if [ -n "${have_grubenv}" ]; then if [ -n "${partuuid}" ]; then
+      if [ -z "${initrdfail}" ]; then
+        set initrdfail=1
+        if [ -n "${boot_once}" ]; then
+          set prev_entry="${default}"
+          save_env prev_entry
+        fi
+      fi
+      save_env initrdfail
+    fi; fi
+}
+menuentry 'Ubuntu' {
+	if [ x$grub_platform = xxen ]; then insmod xzio; insmod lzopio; fi
+	if [ "${initrdfail}" = 1 ]; then
+		linux	/boot/vmlinuz root=PARTUUID=1 ro with-initrd
+		initrd	/boot/initrd.img
+	else
+		linux	/boot/vmlinuz root=PARTUUID=1 ro panic=-1
+	fi
+	initrdfail
+}
+menuentry 'Once' {
+	linux /vmlinuz once
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "env", "expected"),
+    [
+        pytest.param(FALLBACK, "", "newest", id="nothing is counted"),
+        pytest.param(FALLBACK, "boot_success=0", "newest", id="not counted, though not yet a success"),
+        pytest.param(FALLBACK, "boot_counter=2\nboot_success=0", "newest", id="attempts are left"),
+        pytest.param(FALLBACK, "boot_counter=0\nboot_success=0", "rollback", id="none is left"),
+        pytest.param(FALLBACK, "boot_counter=-1\nboot_success=0", "rollback", id="it has fallen back before"),
+        pytest.param(FALLBACK, "boot_counter=0\nboot_success=1", "newest", id="it was a success"),
+        pytest.param(PARTUUID, "", "root=PARTUUID=1 ro panic=-1", id="first without an initrd"),
+        pytest.param(PARTUUID, "initrdfail=1", "root=PARTUUID=1 ro with-initrd", id="that failed"),
+        pytest.param(PARTUUID, "initrdfail=2", "root=PARTUUID=1 ro panic=-1", id="the entry of once failed"),
+        pytest.param(PARTUUID, "next_entry=1", "once", id="grub-reboot"),
+        pytest.param(PARTUUID, "next_entry=", "root=PARTUUID=1 ro panic=-1", id="grub-reboot was used up"),
+    ],
+)
+def test_branches_that_grubenv_rules_out_do_not_count(
+    make_host: MakeHost, script: str, env: str, expected: str
+) -> None:
+    files = {"/boot/grub/grub.cfg": script, "/boot/grub/grubenv": f"# GRUB Environment Block\n{env}\n####"}
+    assert bootloader.read(make_host(MACHINE | files)).later == tuple(expected.split())
+
+
+@pytest.mark.parametrize(
+    ("script", "known"),
+    [
+        ("set default=0\nif CONDITION; then\n  set default=1\nfi\n", False),
+        ("if CONDITION; then\n  set default=1\nelse\n  set default=0\nfi\n", False),  # GRUB_DEFAULT_BUTTON
+        ("if CONDITION; then\n  set default=0\nelse\n  set default=0\nfi\n", True),
+        ("set default=1\nif CONDITION; then\n  set timeout=0\nfi\nset default=0\n", True),
+    ],
+)
+@pytest.mark.parametrize("condition", ["cmostest $GRUB_BUTTON_CMOS_ADDRESS", '[ "$grub_platform" = "efi" ]'])
+def test_a_default_that_only_grub_can_tell_is_unknown(
+    make_host: MakeHost, condition: str, script: str, known: bool
+) -> None:
+    entries = "menuentry 'a' {\n linux /v a\n}\nmenuentry 'b' {\n linux /v b\n}\n"
+    host = make_host(MACHINE | {"/boot/grub/grub.cfg": script.replace("CONDITION", condition) + entries})
+    later = bootloader.read(host).later
+    assert later == ("a",) if known else isinstance(later, Unknown) and "only GRUB can tell" in later.reason
+
+
+@pytest.mark.parametrize(
+    ("condition", "kept"),
+    [
+        ('[ "${counter}" = 2 ]', "yes"),
+        ('[ "${counter}" != 2 ]', "no"),
+        ('[ -z "${unset}" ]', "yes"),
+        ('[ -n "${unset}" -a "$grub_platform" = efi ]', "no"),
+        ('[ -n "${counter}" -o "$grub_platform" = efi ]', "yes"),
+        ('[ -n "${counter}" -a "$grub_platform" = efi ]', "yes no"),
+        ('[ -n "${counter}" -a -z "${unset}" -o "${unset}" = 1 ]', "yes no"),
+        ('[ "$grub_platform" = efi ]', "yes no"),
+        ("[ -f $prefix/custom.cfg ]", "yes no"),
+        ("loadfont unicode", "yes no"),
+        ("keystatus --shift", "yes no"),
+    ],
+)
+def test_only_what_grubenv_alone_decides_is_decided(condition: str, kept: str) -> None:
+    script = f"save_env counter unset\nif {condition} ; then\n  yes\nelse\n  no\nfi\nend"
+    lines = menu.without_dead_branches(script, {"counter": "2", "grub_platform": "pc"}).split()
+    assert lines == ["save_env", "counter", "unset", *kept.split(), "end"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        'if [ "$a" ]\nthen\nx\nelse\ny\nfi',  # GRUB takes it; grub-mkconfig does not write it
+        'if [ "$a" ]; then\nx',
+        "fi",
+        "else\nx\nfi",
+    ],
+)
+def test_a_script_that_is_written_in_another_way_keeps_every_branch(odd: str) -> None:
+    script = f"save_env once\nif [ $once ]; then\ndead\n{odd}\nfi\nend"
+    assert menu.without_dead_branches(script, {}) == script
+
+
 BLSCFG = """\
 if [ "${next_entry}" ] ; then
    set default="${next_entry}"
@@ -210,6 +364,40 @@ def test_grub_cfg_of_rhel_8_lies_on_the_efi_partition(make_host: MakeHost) -> No
     files = bls_host_files({"a-1-1": "root=/dev/vda1 ro efi"})
     files["/boot/efi/EFI/redhat/grub.cfg"] = files.pop("/boot/grub2/grub.cfg")
     assert bootloader.read(make_host(files)).later == ("root=/dev/vda1", "ro", "efi")
+
+
+TWO = "menuentry 'x' {\n\tlinux /v two\n}\n"
+STUB = "search.fs_uuid 5b0c root\nset prefix=($root)'/boot/grub'\nconfigfile $prefix/grub.cfg\n"
+EFI_CFG = "/boot/efi/EFI/debian/grub.cfg"
+
+
+@pytest.mark.parametrize(
+    ("files", "later"),
+    [
+        ({"/boot/grub/grub.cfg": TWO, "/boot/grub2/grub.cfg": TWO}, None),
+        ({"/boot/grub/grub.cfg": TWO, EFI_CFG: TWO}, None),
+        ({"/boot/grub2/grub.cfg": TWO, EFI_CFG: "blscfg\n", f"{BLS}/a-1-1.conf": "options efi\n"}, None),
+        ({EFI_CFG: TWO, EFI_CFG.replace("debian", "other"): TWO}, None),
+        ({"/boot/grub/grub.cfg": TWO, EFI_CFG: STUB}, ("two",)),
+        ({"/boot/grub/grub.cfg": TWO, "/boot/grub2/grub.cfg": "-> ../grub/grub.cfg"}, ("two",)),
+        ({EFI_CFG: TWO, "/boot/grub2/grub.cfg": "-> ../efi/EFI/debian/grub.cfg"}, ("two",)),
+        ({EFI_CFG: TWO, "/boot/grub2": "-> efi/EFI/debian"}, ("two",)),
+    ],
+    ids=["both", "EFI", "EFI with BLS", "two on EFI", "a stub", "a link", "a link to EFI", "a linked folder"],
+)
+def test_which_of_two_grub_cfg_is_read_is_not_guessed(
+    make_host: MakeHost, files: dict[str, str], later: tuple[str, ...] | None
+) -> None:
+    host = make_host(MACHINE | files)
+    boot = bootloader.read(host)
+    if later:
+        assert boot.later == later
+        return
+    assert isinstance(boot.later, Unknown)
+    assert boot.later.reason.startswith("two grub.cfg (/boot/")
+    assert "cannot tell which one is read" in boot.later.reason
+    with pytest.raises(ChangeFailed, match=r"two grub\.cfg"):
+        bootloader.put(host, "someone", {"quiet": ("quiet",)})
 
 
 SYSTEMD_BOOT = {LOADER_INFO: "\6\0\0\0" + "".join(f"{c}\0" for c in "systemd-boot 252\0")}

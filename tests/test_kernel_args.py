@@ -178,6 +178,16 @@ def silence(host: FakeHost) -> Callable[[Sequence[str]], str]:
     return lambda argv: ""
 
 
+def firmware_only(host: FakeHost) -> Callable[[Sequence[str]], str]:
+    """10_linux found no kernel, or is not executable: what is left is the firmware's own entry."""
+
+    def run(argv: Sequence[str]) -> str:
+        host.put(argv[2], "menuentry 'UEFI Firmware Settings' $menuentry_id_option 'uefi-firmware' { fwsetup }\n")
+        return ""
+
+    return run
+
+
 def half_done(host: FakeHost) -> Callable[[Sequence[str]], str]:
     def run(argv: Sequence[str]) -> str:
         host.put(argv[2], "menuentry 'half")
@@ -204,10 +214,11 @@ def deaf(host: FakeHost) -> Callable[[Sequence[str]], str]:
         (HostError("grub-mkconfig: not installed"), "not installed"),
         (rubbish, "without a boot entry"),
         (silence, "without a boot entry"),
+        (firmware_only, "without a boot entry"),
         (half_done, "No space left"),
         (deaf, "wanted on, but the next boot still brings not set"),
     ],
-    ids=["fails", "hangs", "is not there", "prints rubbish", "writes nothing", "half done", "exits 0 on a broken file"],
+    ids=["fails", "hangs", "is not there", "prints rubbish", "writes nothing", "no kernel", "half done", "broken file"],
 )
 def test_a_grub_mkconfig_that_does_not_do_its_work_leaves_nothing_behind(
     make_host: MakeHost, journal: Journal, answer: Any, why: str
@@ -221,6 +232,16 @@ def test_a_grub_mkconfig_that_does_not_do_its_work_leaves_nothing_behind(
     assert why in failures[0].reason
     assert (host.snapshot(), host.directories()) == (before, directories)
     assert set(statuses(host, IOMMU).values()) == {"fail"}
+
+
+def test_a_menu_without_a_kernel_is_no_way_to_take_an_argument_off(make_host: MakeHost, journal: Journal) -> None:
+    """No entry has the argument any more: that is not what was wanted."""
+    host = machine(make_host, "root=UUID=5b0c ro mem=4G", 'GRUB_CMDLINE_LINUX="mem=4G"\n')
+    host.commands["grub-mkconfig"] = firmware_only(host)
+    before, directories = host.snapshot(), host.directories()
+    [failure] = apply(host, {"kernel_args": {"unset": ["mem"]}}, journal).failures
+    assert "without a boot entry" in failure.reason
+    assert (host.snapshot(), host.directories()) == (before, directories)
 
 
 def test_a_file_sourced_after_ours_that_undoes_it_is_a_failure(make_host: MakeHost, journal: Journal) -> None:

@@ -26,6 +26,8 @@ class Entry(NamedTuple):
 
 def default(script: str, env: Variables, bls: Sequence[Entry] = ()) -> Entry:
     """The entry that boots by itself; `bls` are those that the command `blscfg` puts into the menu."""
+    if len({_wanted(without_dead_branches(script, env, taken), env) for taken in (True, False)}) > 1:
+        raise HostError("grub.cfg: which entry boots depends on a condition that only GRUB can tell")
     script = without_dead_branches(script, env)
     entries = parse(script, env, bls)
     if not entries:
@@ -54,28 +56,34 @@ def _wanted(script: str, env: Variables) -> str:
     return next((value for value in reversed(values) if value), "0")
 
 
-def without_dead_branches(script: str, env: Variables) -> str:
+def without_dead_branches(script: str, env: Variables, otherwise: bool | None = None) -> str:
     """The script less the branches of an `if` that grubenv alone rules out, such as a fallback after failed boots.
 
     What can be told are the variables that the script itself keeps there: without a line in grubenv they are empty.
+    Of other conditions both branches stay, unless `otherwise` says what they come to.
     """
-    saved = {name for names in re.findall(r"^\s*save_env\s+(.*?);?\s*$", script, re.M) for name in names.split()}
+    saved = {"next_entry", "saved_entry"}  # grub-reboot and grub-set-default write these
+    saved |= {name for names in re.findall(r"^\s*save_env\s+(.*?);?\s*$", script, re.M) for name in names.split()}
     open_ifs: list[tuple[bool | None, bool | None]] = []  # of each: is this branch taken, was one before it
     alive = []
     for line in script.splitlines():
         word = line.strip()
         if branch := re.fullmatch(r"(if|elif)\s+(.*?)\s*;\s*then", word):
             before = False if branch[1] == "if" or not open_ifs else _any(open_ifs.pop())
-            taken = _all((_decided(branch[2], env, saved), None if before is None else not before))
+            told = _decided(branch[2], env, saved)
+            taken = _all((otherwise if told is None else told, None if before is None else not before))
             open_ifs.append((taken, before))
+            open_ifs += [(None, None)] * len(re.findall(r";\s*then\s+if\s", branch[2]))  # others on the same line
         elif word == "else" and open_ifs:
             before = _any(open_ifs.pop())
             open_ifs.append((None if before is None else not before, before))
-        elif word == "fi" and open_ifs:
-            open_ifs.pop()
+        elif re.fullmatch(r"fi(\s*;\s*fi)*\s*;?", word) and word.count("fi") <= len(open_ifs):
+            del open_ifs[-word.count("fi") :]
+        elif re.match(r"(if|elif|else|fi)\b(?!.*\bfi$)", word):
+            return script  # written in a way that this does not follow: then every branch counts
         elif all(taken is not False for taken, _ in open_ifs):
             alive.append(line)
-    return "\n".join(alive)
+    return script if open_ifs else "\n".join(alive)
 
 
 def _decided(condition: str, env: Variables, saved: Collection[str]) -> bool | None:

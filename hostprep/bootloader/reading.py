@@ -65,12 +65,17 @@ def container(host: Host) -> str:
 
 
 def grub_cfg(host: Host) -> str | None:
-    """The grub.cfg that GRUB reads on this host."""
-    for path in GRUB_CFGS:
-        if host.exists(path):
-            return path
-    # elsewhere on an EFI partition there is but a stub, which leads to one of those above
-    return next((path for path in host.glob(EFI_GRUB_CFGS) if has_blscfg(host.read(path) or "")), None)
+    """The grub.cfg that GRUB reads on this host: the only one that has a menu."""
+    found = [path for path in GRUB_CFGS if host.exists(path)]
+    found += [path for path in host.glob(EFI_GRUB_CFGS) if _has_menu(host.read(path) or "")]
+    if len({host.resolve(path) for path in found}) > 1:  # which one depends on what the firmware starts
+        raise HostError(f"two grub.cfg ({', '.join(found)}): cannot tell which one is read")
+    return found[0] if found else None
+
+
+def _has_menu(script: str) -> bool:
+    """Or is it but a stub, which leads to another grub.cfg (`configfile`)?"""
+    return re.search(r"^\s*(menuentry|submenu|blscfg)\b", script, re.M) is not None
 
 
 def has_blscfg(script: str) -> bool:
