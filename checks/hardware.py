@@ -4,7 +4,7 @@
       cpus: 8                    # logical CPUs online, at least
       cores: 8                   # physical cores, at least
       memory: 32GB               # MemTotal, at least; 32GB is decimal, so that a 32 GiB machine passes
-      disk: {/: 100GB}           # size of the file system that holds the path, at least
+      disk: {/: 100GB}           # size of the partition or volume that holds the path, at least
       free: {/var/lib: 20GB}     # free room there, at least
       ethernet: 1                # physical Ethernet ports, at least (no VFs, bridges, bonds, Wi-Fi)
       numa_nodes: 2              # nodes with memory, at least
@@ -13,6 +13,11 @@
 
 Firmware and kernel keep some of the memory that is installed: MemTotal of a machine with 32 GiB reads about
 31.2 GiB. Ask for 32GB and it passes, ask for 32GiB and it does not.
+
+A file system keeps 1 to 2 % of its partition for itself, and so reads less than 100GB on one of 100 GB: disk is the
+size of the partition or volume (any block device) that the file system lies on. It is the size of the file system
+where no single device is below it (btrfs, ZFS, tmpfs, overlay), and where it fills less than 90 % of its device, as
+one that was never grown does.
 
 A file system that another machine serves (NFS, Lustre ...) is not asked and so unknown: when its server is gone,
 whoever asks waits for ever. Paths are taken as written, symbolic links in them are not followed.
@@ -33,11 +38,13 @@ from hostprep.quantities import BYTES_PATTERN, parse_bytes
 
 NAME = "hardware"
 
+# Absolute, as mountinfo has them: no empty name, no `.` or `..`, no slash at the end
+PATH = r"^(/|(/(?!\.{1,2}(/|$))[^/\x00-\x1f]+)+)$(?!\n)"
 _AT_LEAST = {"type": "integer", "minimum": 1}
 _SIZE = {"type": ["string", "integer"], "pattern": BYTES_PATTERN, "description": "a size such as 32GB or 32GiB"}
 _SIZES = {
     "type": "object",
-    "patternProperties": {r"^/[^\x00-\x1f]*$(?!\n)": _SIZE},
+    "patternProperties": {PATH: _SIZE},
     "additionalProperties": False,
     "minProperties": 1,
 }
@@ -48,7 +55,7 @@ SCHEMA = {
         "cpus": {**_AT_LEAST, "description": "logical CPUs online, at least"},
         "cores": {**_AT_LEAST, "description": "physical cores, at least"},
         "memory": _SIZE,
-        "disk": {**_SIZES, "description": "size of the file system that holds a path, at least"},
+        "disk": {**_SIZES, "description": "size of the partition or volume that holds a path, at least"},
         "free": {**_SIZES, "description": "free room in the file system that holds a path, at least"},
         "ethernet": {"type": "integer", "minimum": 0, "description": "physical Ethernet ports, at least"},
         "numa_nodes": {**_AT_LEAST, "description": "NUMA nodes with memory, at least"},
@@ -62,6 +69,8 @@ SCHEMA = {
 CPUS = "/sys/devices/system/cpu"
 NODES = "/sys/devices/system/node"
 HYPERVISORS = ("/sys/hypervisor/type", "/proc/device-tree/hypervisor")
+SECTOR = 512  # bytes: the unit of sysfs, whatever the device's own is
+FILLED = 0.9  # of its device, by a file system that was made for all of it
 ETHERNET = "1"  # ARPHRD_ETHER
 # File systems that answer at once. Any other kind that holds files may be served by another machine, and hang.
 LOCAL = frozenset(
@@ -104,8 +113,8 @@ def inspect(host: Host) -> Facts:
     mounts = attempt(_mounts, host)
     if isinstance(mounts, Unknown):
         return facts | {"disk/": Fact.fixed(mounts), "free/": Fact.fixed(mounts)}
-    for where, kind in mounts.items():
-        room = attempt(_room, host, where, kind)
+    for where, mount in mounts.items():
+        room = attempt(_room, host, mount)
         facts[f"disk{where}"] = Fact.fixed(room if isinstance(room, Unknown) else room.size)
         facts[f"free{where}"] = Fact.fixed(room if isinstance(room, Unknown) else room.available)
     return facts
@@ -217,10 +226,11 @@ class _Mount(NamedTuple):
     parent: str
     where: str
     kind: str
+    device: str  # major:minor
 
 
-def _mounts(host: Host) -> dict[str, str]:
-    """Mount points for files that a path can lead to, and the kinds of their file systems (proc(5), mountinfo)."""
+def _mounts(host: Host) -> dict[str, _Mount]:
+    """Mount points for files that a path can lead to (proc(5), mountinfo)."""
     text = host.read("/proc/self/mountinfo")
     if text is None:
         raise HostError("/proc/self/mountinfo: not there")
@@ -231,8 +241,8 @@ def _mounts(host: Host) -> dict[str, str]:
         if len(fields) < 6 or not kind:
             raise HostError(f"/proc/self/mountinfo: cannot be understood: {line[:60]!r}")
         where = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields[4])
-        mounts[fields[0]] = _Mount(fields[1], where, kind[0])
-    return {m.where: m.kind for m in sorted(_reachable(mounts), key=lambda m: m.where) if _for_files(m)}
+        mounts[fields[0]] = _Mount(fields[1], where, kind[0], fields[2])
+    return {m.where: m for m in sorted(_reachable(mounts), key=lambda m: m.where) if _for_files(m)}
 
 
 def _reachable(mounts: dict[str, _Mount]) -> list[_Mount]:
@@ -266,7 +276,18 @@ def _for_files(mount: _Mount) -> bool:
     return mount.kind not in NOT_FOR_FILES
 
 
-def _room(host: Host, where: str, kind: str) -> Space:
-    if kind not in LOCAL:
-        raise HostError(f"{where}: a file system of kind {kind} is not asked: it may be served by another machine")
-    return host.space(where)
+def _room(host: Host, mount: _Mount) -> Space:
+    """Free room of the file system, and the size of its device where it fills that."""
+    if mount.kind not in LOCAL:
+        raise HostError(
+            f"{mount.where}: a file system of kind {mount.kind} is not asked: it may be served by another machine"
+        )
+    space = host.space(mount.where)
+    device = _device_size(host, mount.device)
+    return space._replace(size=device) if space.size < device <= space.size / FILLED else space
+
+
+def _device_size(host: Host, number: str) -> int:
+    """Bytes of a block device; 0 where there is none: btrfs, tmpfs and others have numbers of their own."""
+    sectors = host.read(f"/sys/dev/block/{number}/size") or ""
+    return int(sectors) * SECTOR if re.fullmatch(r"\d{1,18}", sectors, re.A) else 0

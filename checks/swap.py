@@ -14,6 +14,8 @@ Now is /proc/swaps. Next boot is everything that would turn swap on again, each 
     waagent               Azure's agent with ResourceDisk.EnableSwap=y
     cmdline:WORD          systemd.swap-extra= on the kernel command line (by hand: see kernel_args)
     rc.local:PATH         a swapon in /etc/rc.local (by hand)
+    script:PATH           a swapon in /etc/crontab, /etc/cron.d or an enabled unit of the site's own, or such a unit
+                          that requires or wants a swap unit (by hand); scripts that they call are not read
 
 What counts are the kernel arguments of the next boot: systemd.swap=0 stops what fstab says since systemd 246 and
 GPT swap partitions since 254, systemd.gpt_auto=0 and systemd.zram=0 stop their own generator. They are believed
@@ -35,6 +37,7 @@ from hostprep.errors import ChangeFailed, HostError
 from hostprep.host import Host, attempt
 from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Section, Unknown
 from hostprep.quantities import show_bytes
+from hostprep.units import unit_name
 
 NAME = "swap"
 SCHEMA = {"description": "Swap, now and after the next boot.", "enum": ["disabled"]}
@@ -58,12 +61,18 @@ SERVICES = (  # all of them wanted by multi-user.target, not by swap.target
 WAAGENT = "/etc/waagent.conf"
 WAAGENT_SWAP = rb'(?m)^([ \t]*ResourceDisk\.EnableSwap[ \t]*=[ \t"]*)([yYnN])(?![^"#\s])'
 RC_LOCALS = ("/etc/rc.local", "/etc/rc.d/rc.local")
+SWAPON = r"\bswapon\b(?!\s+(-s|-V|--s\w*|--version)\b)"  # less those that only show what is on
+STARTS_SWAPON = rf"(?m)^\s*Exec(Condition|StartPre|Start|StartPost)\s*=.*{SWAPON}"
+STARTS_UNITS = r"(?m)^\s*(?:Requires|Wants|BindsTo|Upholds)\s*=(.*)$"
+CRONTABS = ("/etc/crontab", "/etc/cron.d/*")
+NO_CRONTAB = r"^\.|~$|\.(rpm|dpkg-)\w+$"  # cron(8) passes these over
 GPT_SWAP = "0657fd6d-a4ab-43c4-84e5-0933c84b4f4f"
 GPT_NO_AUTO = 1 << 63
 MARGIN = 256 * 1024**2  # bytes of memory that must remain available after swapoff
 BY_HAND = {
     "cmdline": "Take it out in the profile: kernel_args: {unset: [systemd.swap_extra]}",
     "rc.local": "Take swapon out of that file.",
+    "script": "Take what turns swap on out of that file; a unit that does nothing else can be disabled.",
 }
 
 
@@ -115,9 +124,35 @@ def _sources(host: Host) -> tuple[str, ...]:
     if switches and switches[-1][1] in b"yY":
         sources.append("waagent")
     for path in dict.fromkeys(host.resolve(path) for path in RC_LOCALS):
-        if re.search(r"^[^#\n]*\bswapon\b", host.read(path) or "", re.M):
+        if _has_swapon(host, path):
             sources.append(f"rc.local:{path}")
+    crontabs = (path for pattern in CRONTABS for path in host.glob(pattern))
+    sources += (f"script:{path}" for path in crontabs if _counts_for_cron(host, path) and _has_swapon(host, path))
+    sources += (f"script:{path}" for path in _site_units(host))
     return tuple(sources)
+
+
+def _has_swapon(host: Host, path: str) -> bool:
+    return re.search(rf"^[^#\n]*{SWAPON}", host.read(path) or "", re.M) is not None
+
+
+def _counts_for_cron(host: Host, path: str) -> bool:
+    return not re.search(NO_CRONTAB, path.rpartition("/")[2]) and host.state_kind(path) != "directory"
+
+
+def _site_units(host: Host) -> Iterator[str]:
+    """Files in /etc of units that something starts, and that turn swap on."""
+    wanted = {link.partition("/")[2] for link in _links(host, UNIT_DIRS, of_swap=False)}
+    wanted |= {re.sub(r"\.(timer|path|socket)$", ".service", name) for name in wanted}  # what they start
+    wanted |= {re.sub(r"@[^.]*\.", "@.", name) for name in wanted}  # x@1.service is made of x@.service
+    for path in [*host.glob(f"{UNITS}/*.*"), *host.glob(f"{UNITS}/*.*.d/*.conf")]:
+        unit = path.split("/")[4].removesuffix(".d")
+        if unit not in wanted or unit in SERVICES or host.state_kind(path) == "directory" or _masked(host, unit):
+            continue
+        text = re.sub(r"\\\n", " ", host.read(path) or "")
+        units = {name for names in re.findall(STARTS_UNITS, text) for name in names.split() if name.endswith(".swap")}
+        if re.search(STARTS_SWAPON, text) or any(not _masked(host, name) for name in units):
+            yield path
 
 
 def _started_by_swap_target(host: Host) -> Iterator[str]:
@@ -185,8 +220,9 @@ def _fstab_unit(spec: str) -> str:
     """The unit that systemd-fstab-generator makes of a swap line; '' where its name needs more rules than these."""
     tag, equals, value = spec.partition("=")
     if equals and tag in ("UUID", "LABEL", "PARTUUID", "PARTLABEL"):
-        return _unit_name(f"/dev/disk/by-{tag.lower()}/{value}") if re.fullmatch(r"[\w.:+-]+", value, re.A) else ""
-    return _unit_name(_unescaped(spec)) if spec.startswith("/") else ""
+        plain = re.fullmatch(r"[\w.:+-]+", value, re.A)
+        return unit_name(f"/dev/disk/by-{tag.lower()}/{value}", "swap") if plain else ""
+    return unit_name(_unescaped(spec), "swap") if spec.startswith("/") else ""
 
 
 def _gpt_swaps(host: Host, version: int) -> Iterator[str]:
@@ -208,7 +244,7 @@ def _gpt_swaps(host: Host, version: int) -> Iterator[str]:
         flags = re.fullmatch(r"0x[0-9a-fA-F]+", fields.get("ID_PART_ENTRY_FLAGS", ""))
         no_auto = flags and int(flags[0], 16) & GPT_NO_AUTO
         # Later ones name the unit after /dev/disk/by-diskseq, with a number that no mask can foresee.
-        masked = 0 < version < 253 and _masked(host, _unit_name(f"/dev/{name}"))
+        masked = 0 < version < 253 and _masked(host, unit_name(f"/dev/{name}", "swap"))
         if fields.get("ID_PART_ENTRY_TYPE", "").lower() == GPT_SWAP and not no_auto and not masked:
             yield f"/dev/{name}"
 
@@ -255,8 +291,8 @@ def _zram_files(host: Host) -> list[str]:
     return [path for path in files if host.link(path) != "/dev/null"]
 
 
-def _links(host: Host, folders: Sequence[str]) -> list[str]:
-    """The links by which other units start swap units and SERVICES: `swap.target.wants/x.swap`.
+def _links(host: Host, folders: Sequence[str], of_swap: bool = True) -> list[str]:
+    """The links by which other units start units: `swap.target.wants/x.swap`; of_swap, swap units and SERVICES alone.
 
     The first folder that has a link decides; one that leads to /dev/null takes the dependency away.
     """
@@ -265,7 +301,7 @@ def _links(host: Host, folders: Sequence[str]) -> list[str]:
         for directory in host.names(folder):
             if directory.endswith((".wants", ".requires", ".upholds")):
                 for name in host.names(f"{folder}/{directory}"):
-                    if name.endswith(".swap") or name in SERVICES:
+                    if not of_swap or name.endswith(".swap") or name in SERVICES:
                         found.setdefault(f"{directory}/{name}", folder)
     return [link for link, folder in found.items() if host.link(f"{folder}/{link}") != "/dev/null"]
 
@@ -283,16 +319,6 @@ def _masked(host: Host, unit: str) -> bool:
         if unit and host.exists(path := f"{folder}/{unit}"):
             return host.link(path) == "/dev/null" or host.read_bytes(path) == b""
     return False
-
-
-def _unit_name(path: str) -> str:
-    """`/dev/disk/by-label/a b` as systemd-escape(1) --path --suffix=swap has it."""
-    safe = re.compile(r"[A-Za-z0-9:_./]")
-    parts = "/".join(part for part in path.split("/") if part)
-    escaped = "".join(c if safe.match(c) else "".join(f"\\x{b:02x}" for b in c.encode()) for c in parts)
-    if escaped.startswith("."):
-        escaped = f"\\x2e{escaped[1:]}"
-    return escaped.replace("/", "-") + ".swap"
 
 
 # -- deciding -------------------------------------------------------------------------------------

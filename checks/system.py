@@ -93,7 +93,7 @@ def _modules(host: Host) -> dict[str, Fact]:
         f"module/{name}": Fact(LOADED if name in loaded else None, LOADED if name in lasting else None)
         for name in sorted(loaded | lasting)
     }
-    return facts | {f"module/{name}": Fact.fixed(BUILT_IN) for name in _built_in(host, loaded)}
+    return facts | {f"module/{name}": Fact.fixed(BUILT_IN) for name in sorted(_built_in(host, loaded))}
 
 
 def decide(facts: Facts, want: Section) -> Goals:

@@ -385,8 +385,8 @@ def facts(everything: Mapping[str, Mapping[str, Fact] | Unknown], paint: Paint =
                 continue
             lines.append(f"  {_line(key):<{width}}  {_fact(fact)}")
         for (prefix, fact), keys in folded.items():
-            names = ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
-            lines.append(f"  {prefix:<{width}}  {_fact(fact)}: {names}")
+            names = ", ".join(map(_line, keys[:6])) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
+            lines.append(f"  {_line(prefix):<{width}}  {_fact(fact)}: {names}")
         reasons = dict.fromkeys(r.reason for fact in found.values() for r in fact if isinstance(r, Unknown))
         lines += [f"  unknown: {_line(reason)}" for reason in reasons]
     return "\n".join(lines) + "\n"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
 
+import jsonschema
 import pytest
 from conftest import MakeHost, findings, statuses
 from fakes import FakeHost, debian, meminfo
@@ -111,7 +113,7 @@ HOLDERS: Mapping[str, tuple[tuple[str, ...], str, str]] = {
     "the root": ((ROOT,), "/var/lib", "/"),
     "the longest": ((ROOT, "2 1 /var ext4", "3 2 /var/lib xfs"), "/var/lib/docker", "/var/lib"),
     "not one with a like name": ((ROOT, "2 1 /data ext4"), "/database", "/"),
-    "its own mount point": ((ROOT, "2 1 /data ext4"), "/data/", "/data"),
+    "its own mount point": ((ROOT, "2 1 /data ext4"), "/data", "/data"),
     "white space": ((ROOT, r"2 1 /my\040data ext4"), "/my data/x", "/my data"),
     "a network mount is not its parent": ((ROOT, "2 1 /data nfs4"), "/data/x", "nfs"),
     "on the same point the upper": ((ROOT, "2 1 /data ext4", "3 2 /data nfs4"), "/data", "nfs"),
@@ -144,6 +146,47 @@ def test_a_network_mount_is_never_asked_and_hides_no_other(make_host: MakeHost) 
     assert found["hardware/disk/"].status.value == "pass"
     assert "kind nfs4 is not asked" in found["hardware/disk/data"].message
     assert {key for key in facts(host) if key.startswith("disk")} == {"disk/", "disk/data"}
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("files", "size", "expected"),
+    [
+        pytest.param({"/sys/dev/block/259:1/size": f"{100 * GB // 512}\n"}, 98.3 * GB, "pass", id="K1: ext4 on 100 GB"),
+        pytest.param({"/sys/dev/block/259:1/size": f"{99 * GB // 512}\n"}, 97.3 * GB, "fail", id="on 99 GB"),
+        pytest.param({"/sys/dev/block/259:1/size": f"{100 * GB // 512}\n"}, 2 * GB, "fail", id="was never grown"),
+        pytest.param({}, 98.3 * GB, "fail", id="btrfs, ZFS: no device has its number"),
+        pytest.param({}, 100 * GB, "pass", id="and large enough"),
+        pytest.param({"/sys/dev/block/259:1/size": "0\n"}, 100 * GB, "pass", id="a device of no size"),
+        pytest.param({"/sys/dev/block/259:1/size": "many\n"}, 98.3 * GB, "fail", id="rubbish"),
+    ],
+)
+def test_a_disk_of_100_gb_has_100_gb(files: dict[str, str], size: float, expected: str, make_host: MakeHost) -> None:
+    """ext4 keeps 1 to 2 % of its partition for itself; what is free is the file system's own word."""
+    host = make_host(debian() | files)
+    host.spaces = {"/": Space(int(size), 10 * GB)}
+    assert status(host, {"disk": {"/": "100GB"}}) == expected
+    assert facts(host)["free/"] == 10 * GB
+
+
+@pytest.mark.parametrize("path", ["/", "/var/lib", "/my data", "/...", "/.config", "/a..", "/é"])
+def test_a_path_as_mount_points_are_written(path: str) -> None:
+    assert re.search(hardware.PATH, path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "var", "//", "/var/", "/var//lib", "//var", "/.", "/..", "/var/./lib", "/var/..", "/a\n", "/..\n", "/\n"],
+)
+@pytest.mark.parametrize("section", ["disk", "free"])
+def test_a_path_that_another_file_system_may_hold_is_refused(section: str, path: str) -> None:
+    """`/data/../var` is on another file system than it looks to be."""
+    schema = {"type": "object", "properties": {"hardware": hardware.SCHEMA}}
+    validator = jsonschema.Draft202012Validator(schema)
+    assert not validator.is_valid({"hardware": {section: {path: "1GB"}}})
+    assert validator.is_valid({"hardware": {section: {"/var": "1GB"}}})
 
 
 # -- what kind of machine -------------------------------------------------------------------------

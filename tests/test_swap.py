@@ -64,6 +64,14 @@ def sources(host: FakeHost) -> tuple[str, ...]:
     return found
 
 
+EXEC_SWAPON = "[Service]\nType=oneshot\nExecStart=/sbin/swapon /s\n"
+
+
+def site(unit: str, text: str = EXEC_SWAPON) -> dict[str, str]:
+    """An enabled unit of the site's own."""
+    return {f"{UNITS}/{unit}": text, f"{UNITS}/multi-user.target.wants/{unit}": f"-> ../{unit}"}
+
+
 def swaps(*rows: tuple[str, int, int]) -> str:
     return HEADER + "".join(f"{name} partition 1048572 {used} {priority}\n" for name, used, priority in rows)
 
@@ -177,6 +185,49 @@ SOURCES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "WALinuxAgent#1733": ({"/etc/waagent.conf": "ResourceDisk.EnableSwap=Y\n"}, ("waagent",)),
     "waagent without": ({"/etc/waagent.conf": "# ResourceDisk.EnableSwap=y\nResourceDisk.EnableSwap=n\n"}, ()),
     "rc.local": ({"/etc/rc.local": "#!/bin/sh\n/sbin/swapon /s\n"}, ("rc.local:/etc/rc.local",)),
+    "swapon that only shows": ({"/etc/rc.local": "swapon --show > /run/swaps\nswapon -s\n"}, ()),
+    "R122: a site's service": (site("swapon.service"), (f"script:{UNITS}/swapon.service",)),
+    "its command goes on": (
+        site("a.service", "[Service]\nExecStartPre=/bin/sh -c \\\n  'swapon /s'\n"),
+        (f"script:{UNITS}/a.service",),
+    ),
+    "its drop-in": (
+        {f"{UNITS}/docker.service.d/swap.conf": "[Service]\nExecStartPost=-/sbin/swapon -a\n"}
+        | {f"{UNITS}/multi-user.target.wants/docker.service": "-> /usr/lib/systemd/system/docker.service"},
+        (f"script:{UNITS}/docker.service.d/swap.conf",),
+    ),
+    "started by a timer": (
+        {f"{UNITS}/b.service": EXEC_SWAPON} | site("b.timer", "[Timer]\nOnBootSec=1min\n"),
+        (f"script:{UNITS}/b.service",),
+    ),
+    "an instance": (
+        {f"{UNITS}/c@.service": EXEC_SWAPON, f"{UNITS}/multi-user.target.wants/c@1.service": "-> ../c@.service"},
+        (f"script:{UNITS}/c@.service",),
+    ),
+    "not enabled": ({f"{UNITS}/swapon.service": EXEC_SWAPON}, ()),
+    "enabled, and masked since": (
+        {
+            f"{UNITS}/multi-user.target.wants/a.service": "-> ../a.service",
+            f"{UNITS}/a.service.d/s.conf": EXEC_SWAPON,
+            f"{UNITS}/a.service": "-> /dev/null",
+        },
+        (),
+    ),
+    "only its description": (site("a.service", "[Unit]\nDescription=after swapon\n[Service]\nExecStart=/a\n"), ()),
+    "swapoff": (site("a.service", "[Service]\nExecStart=/sbin/swapoff -a\nExecStop=/sbin/swapon -a\n"), ()),
+    "a site's unit that requires a swap unit": (
+        fstab("/s none swap noauto") | site("db.service", "[Unit]\nRequires=net.target s.swap\n"),
+        (f"script:{UNITS}/db.service",),
+    ),
+    "a target that wants one": (site("db.target", "[Unit]\nWants=s.swap\n"), (f"script:{UNITS}/db.target",)),
+    "and that swap unit is masked": (site("db.service", "[Unit]\nRequires=s.swap\n") | masked("s.swap"), ()),
+    "after a swap unit is not requiring it": (site("db.service", "[Unit]\nAfter=s.swap\n"), ()),
+    "crontab": ({"/etc/crontab": "@reboot root /sbin/swapon -a\n"}, ("script:/etc/crontab",)),
+    "cron.d": ({"/etc/cron.d/swap": "MAILTO=x\n*/5 * * * * root swapon /s\n"}, ("script:/etc/cron.d/swap",)),
+    "no line of cron's": (
+        {"/etc/crontab": "# @reboot root swapon -a\n", "/etc/cron.d/a~": "swapon", "/etc/cron.d/a/": ""},
+        (),
+    ),
 }
 
 
@@ -306,17 +357,24 @@ def test_a_file_of_the_sites_own_is_not_overwritten_and_nothing_is_half_done(
     assert host.snapshot() == before
 
 
-@pytest.mark.parametrize("files", [cmdline("systemd.swap-extra=/s"), {"/etc/rc.local": "swapon /s\n"}])
+@pytest.mark.parametrize(
+    ("files", "kind"),
+    [
+        (cmdline("systemd.swap-extra=/s"), "cmdline"),
+        ({"/etc/rc.local": "swapon /s\n"}, "rc.local"),
+        (site("a.service"), "script"),
+        ({"/etc/cron.d/swap": "@reboot root swapon -a\n"}, "script"),
+    ],
+)
 def test_what_hostprep_does_not_change_is_said_and_nothing_is_half_done(
-    files: dict[str, str], make_host: MakeHost, journal: Journal
+    files: dict[str, str], kind: str, make_host: MakeHost, journal: Journal
 ) -> None:
     host = make_host(debian() | files | fstab("/s none swap sw"))
     before = host.snapshot()
     apply(host, WANT, journal)
     assert host.snapshot() == before
     found = findings(host, WANT)["swap/devices"]
-    assert found.status.value == "volatile"
-    assert found.fix == swap.BY_HAND["cmdline" if "/etc/rc.local" not in files else "rc.local"]
+    assert (found.status.value, found.fix) == ("volatile", swap.BY_HAND[kind])
 
 
 def test_swap_on_one_source_edited_since_is_taken_back_alone(make_host: MakeHost, journal: Journal) -> None:

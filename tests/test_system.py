@@ -9,6 +9,8 @@ import pytest
 from conftest import MakeHost, findings, statuses
 from fakes import FakeHost, debian, grub_cfg
 
+from hostprep import render
+from hostprep.checks import system
 from hostprep.errors import HostError
 
 BUILTIN = "/lib/modules/6.1.0-26-amd64/modules.builtin"
@@ -174,6 +176,18 @@ def test_a_built_in_module_is_not_told_to_be_removed(make_host: MakeHost) -> Non
     host = make_host(debian() | {BUILTIN: "kernel/drivers/gpu/nouveau.ko\n"})
     found = findings(host, {"system": {"modules": {"forbidden": ["nouveau"]}}})["system/module/nouveau"]
     assert "boot another" in found.fix
+
+
+def test_many_modules_are_told_in_order_and_never_speak_to_the_terminal(make_host: MakeHost) -> None:
+    """The names are the host's, and may be anything."""
+    names = [f"m{i:02}" for i in range(30)]
+    builtin = "".join(f"kernel/{name}.ko\n" for name in reversed(["\x1b[2J", *names]))
+    host = make_host(debian() | {BUILTIN: builtin})
+    facts = system.inspect(host)
+    assert [key for key in facts if key.startswith("module/")] == [f"module/{name}" for name in ["\x1b[2J", *names]]
+    shown = render.facts({"system": facts})
+    assert "built-in:  [2J, m00, m01, m02, m03, m04 and 25 more" in shown
+    assert "\x1b" not in shown
 
 
 @pytest.mark.parametrize("unreadable", ["/proc/modules", BUILTIN, "/etc/modules", "/etc/modprobe.d/b.conf"])
