@@ -15,6 +15,7 @@ from fakes import FakeHost
 from hostprep import files
 from hostprep.errors import HostError
 from hostprep.host import ABSENT, FileState, Host, process
+from hostprep.host.rehearsal import Rehearsal
 
 MakeHost = Callable[..., FakeHost]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -224,3 +225,15 @@ def test_what_a_killed_hostprep_left_is_discarded(make_host: MakeHost) -> None:
     host.replace("/boot/grub.cfg", "new")
     host.discard_leftover("/boot/grub.cfg")
     assert host.names("/boot") == ["grub.cfg"]
+
+
+def test_a_device_is_never_replaced_by_a_file(make_host: MakeHost) -> None:
+    """The link of a masked drop-in leads to /dev/null, which the whole machine needs."""
+    host = make_host({"/etc/sysctl.d/90-x.conf": "-> /dev/null", "/dev/": ""})
+    null = Path(host.root + "/dev/null")
+    os.mkfifo(null)  # as little a file as a device is, and made without privilege
+    with pytest.raises(HostError, match="is a device"):
+        host.replace("/etc/sysctl.d/90-x.conf", "mine")
+    with pytest.raises(HostError, match="is a device"):
+        Rehearsal(host).replace("/etc/sysctl.d/90-x.conf", "mine")
+    assert null.is_fifo()

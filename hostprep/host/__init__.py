@@ -21,7 +21,7 @@ _DEV_NULL = os.makedev(1, 3)  # admin-guide/devices.txt
 
 
 class FileState(NamedTuple):
-    """A configuration file as it is: enough to put it back. `kind` is file, link, directory or absent."""
+    """A configuration file as it is: enough to put it back. `kind` is as state_kind() tells it."""
 
     kind: str
     data: bytes = b""  # the content of a file, the target of a link
@@ -144,14 +144,15 @@ class Host:
             raise _host_error(path, e) from e
 
     def state_kind(self, path: str) -> str:
-        """file, link, directory or absent; a link is not followed."""
+        """file, link, directory, other (a device, a FIFO) or absent; a link is not followed."""
         try:
             mode = os.lstat(self._real_link(path)).st_mode
         except OSError as e:
             if e.errno in (errno.ENOENT, errno.ENOTDIR):
                 return "absent"
             raise _host_error(path, e) from e
-        return "link" if stat.S_ISLNK(mode) else "directory" if stat.S_ISDIR(mode) else "file"
+        kinds = {stat.S_IFLNK: "link", stat.S_IFDIR: "directory", stat.S_IFREG: "file"}
+        return kinds.get(stat.S_IFMT(mode), "other")
 
     def state(self, path: str) -> FileState:
         """A file or link as it is now, whole."""
@@ -267,6 +268,8 @@ class Host:
             return
         if "directory" in (before.kind, state.kind) and ABSENT not in (before, state):
             raise HostError(f"{path}: is a directory")
+        if before.kind == "other":  # above all /dev/null, where the link of a masked unit or drop-in leads
+            raise HostError(f"{path}: is a device or a FIFO, which hostprep does not replace")
         if state.kind != "absent":
             self.make_directory(os.path.dirname(path))
         self.note_change(path, before, state)

@@ -82,6 +82,8 @@ class Rehearsal(Host):
         before = self.state(path)
         if before == state:
             return
+        if before.kind == "other":
+            raise HostError(f"{path}: is a device or a FIFO, which hostprep does not replace")
         self.must_be_writable(path)
         self._written[path] = state
         if state.kind == "link":
