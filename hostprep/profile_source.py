@@ -430,6 +430,8 @@ def _article(meant: str) -> str:
 
 
 def _unknown_key(key: str, known: Iterable[str], patterns: Iterable[str] = ()) -> str:
+    if key.startswith("/") and patterns:
+        return f"{key!r} is no such path: write an absolute one without //, ., .. or a slash at its end"
     near = difflib.get_close_matches(key, [*known, "1GiB", "2MiB"] if patterns else list(known), 1)
     listed = ", ".join(sorted(known))
     return f"unknown key {key!r}" + (_did_you_mean(near) or (f"; known: {listed}" if listed else ""))

@@ -481,3 +481,12 @@ def test_rewriting_a_command_line(cmdline: str, without: list[str], run: list[st
 )
 def test_a_quoted_word_comes_back_whole_from_grub_script(word: str) -> None:
     assert menu.tokens(f"linux /vmlinuz {menu.quote(word)} end", {"4G": "wrong"}) == ["linux", "/vmlinuz", word, "end"]
+
+
+def test_variables_that_grub_keeps_outside_of_grubenv_cannot_be_read(make_host: MakeHost) -> None:
+    """openSUSE on btrfs: saved_entry of the file may be an old one."""
+    script = DEBIAN.format(default="${saved_entry}")
+    block = "# GRUB Environment Block\nenv_block=512+1\nsaved_entry=0\n"
+    boot = bootloader.read(make_host(MACHINE | {"/boot/grub/grub.cfg": script, "/boot/grub/grubenv": block}))
+    assert isinstance(boot.later, Unknown)
+    assert "raw blocks" in boot.later.reason

@@ -38,6 +38,8 @@ def read(host: Host) -> Boot:
         if cfg is None or (why := _started_elsewhere(host, now)):
             raise HostError(why if cfg else _no_loader(host))
         script, env = grub_script(host, cfg), grubenv(host, cfg)
+        if "env_block" in env:  # openSUSE on btrfs: the file does not hold what GRUB saves
+            raise HostError(f"{cfg}: GRUB keeps its variables in raw blocks: hostprep cannot tell which entry boots")
         bls = [_menu_entry(entry, script, env) for entry in bls_entries(host)] if has_blscfg(script) else []
         entry = menu.default(script, env, bls)
         if entry.words is None:
