@@ -1,0 +1,49 @@
+"""What the README shows is what there is."""
+
+from __future__ import annotations
+
+import re
+import types
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from hostprep import cli, engine, profile_source, registry
+from hostprep.host import Host
+from hostprep.model import Profile
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def block(language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", README, re.S)
+    assert found
+    return found[1]
+
+
+def test_the_profile_is_valid() -> None:
+    document = profile_source.validate("README.md", block("yaml").encode())
+    assert "hugepages" in document.document
+
+
+def test_the_check_is_a_check() -> None:
+    """It is one file: looked at on this machine, judged, and explained."""
+    check = types.ModuleType("entropy")
+    exec(block("python"), check.__dict__)  # the README's own code
+    profile = Profile("readme", "", {"entropy": {"bits": 1}})
+    seen = engine.examine(Host(), profile, {"entropy": check})  # type: ignore[dict-item]  # a module is a Check
+    assert [(f.name, f.desired and f.desired.value) for f in seen.findings] == [("entropy/bits", 1)]
+    assert registry.manual(check).startswith("Entropy:")  # type: ignore[arg-type]  # a module is a Check
+
+
+@pytest.mark.parametrize("command", sorted(cli.main.commands))
+def test_every_command_is_told_and_helps(command: str) -> None:
+    assert f"`hostprep {command}" in README
+    done = CliRunner().invoke(cli.main, [command, "--help"])
+    assert done.exit_code == 0
+    assert done.output.startswith(f"Usage: main {command}")
+
+
+def test_every_check_is_told() -> None:
+    assert all(f"| `{name}` |" in README for name in registry.names())
