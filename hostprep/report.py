@@ -143,6 +143,7 @@ def exit_code(outcome: Report | BaseException, output: str = "text") -> int:
 
 def to_dict(report: Report) -> dict[str, Any]:
     """The report as schemas/report.schema.json describes it."""
+    looked_at = stamp(report.generated_at - report.duration_ms / 1000)  # all checks look at once
     return {
         "schema_version": SCHEMA_VERSION,
         "hostprep_version": report.version,
@@ -159,7 +160,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "verdict": report.verdict,
         "ready": report.verdict == READY,
         "reboot_required": report.reboot_required,
-        "checks": {name: {"duration_ms": ms} for name, ms in report.durations.items()},
+        "checks": {name: {"looked_at": looked_at, "duration_ms": ms} for name, ms in report.durations.items()},
         "findings": [_finding_to_dict(f) for f in report.findings],
         "facts": {
             check: {key: {"current": to_json(f.current), "next_boot": to_json(f.next_boot)} for key, f in facts.items()}
