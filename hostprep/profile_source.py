@@ -11,7 +11,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -152,7 +152,7 @@ def _merge(chain: Sequence[_File], sha256: str) -> Profile:
         problems += [file.problem((name,), why) for name in empty]
         sections = {name: section for name, section in (sections | given).items() if section is not None}
         meta |= {name: value for name, value in file.document.items() if name in META}
-        problems += _naming_nothing(file, sections)
+        problems += [file.problem(path, what) for path, what in _naming_nothing(file.document, sections)]
     top = chain[0]
     if problems:
         raise ProfileError(problems, "hostprep explain lists the checks, hostprep explain CHECK says what one takes.")
@@ -175,23 +175,30 @@ def _merge(chain: Sequence[_File], sha256: str) -> Profile:
     )
 
 
-def _naming_nothing(file: _File, sections: Mapping[str, Any]) -> Iterator[str]:
+def _naming_nothing(said: Mapping[str, Any], sections: Collection[str]) -> Iterator[tuple[Path, str]]:
     """What is said about a check that this profile does not have is a slip of the pen, and would have no effect."""
-    said = file.document
     for key in ("advisory", "assert_only"):
-        for i, value in enumerate(said.get(key, ())):
+        for i, value in _texts(said.get(key)):
             check = value if key == "assert_only" else value.partition("/")[0]
             if not any(name == check if key == "assert_only" else fnmatchcase(name, check) for name in sections):
                 near = difflib.get_close_matches(value.partition("/")[0], sections, 1)
-                yield file.problem((key, i), f"{value!r} names no check of this profile" + _did_you_mean(near))
-    for i, waiver in enumerate(said.get("waivers", ())):
-        check, slash, _ = waiver["finding"].partition("/")
+                yield (key, i), f"{value!r} names no check of this profile" + _did_you_mean(near)
+    waivers = said.get("waivers")
+    named = [w.get("finding") if isinstance(w, dict) else None for w in waivers] if isinstance(waivers, list) else []
+    for i, finding in _texts(named):
+        check, slash, _ = finding.partition("/")
         if not any(fnmatchcase(name, check) for name in sections):
             near = difflib.get_close_matches(check, sections, 1)
-            what = f"{check!r} is no check of this profile" + _did_you_mean(near)
-            yield file.problem(("waivers", i, "finding"), what)
+            yield ("waivers", i, "finding"), f"{check!r} is no check of this profile" + _did_you_mean(near)
         elif not slash and "*" not in check:
-            yield file.problem(("waivers", i, "finding"), f"names no finding; all of this check are '{check}/*'")
+            yield ("waivers", i, "finding"), f"names no finding; all of this check are '{check}/*'"
+
+
+def _texts(values: object) -> Iterator[tuple[int, str]]:
+    """The texts of a list, with their places; what is no text is the schema's business."""
+    for i, value in enumerate(values if isinstance(values, list) else ()):
+        if isinstance(value, str):
+            yield i, value
 
 
 def effective(profile: Profile) -> str:
@@ -337,6 +344,9 @@ def validate(name: str, data: bytes, checks: dict[str, registry.Check] | None = 
     found = {*_errors(full, {k: v for k, v in document.items() if k not in removed}), *_dates(document)}
     problems = [(marks.at(path, is_key), file.problem(path, what, is_key)) for path, what, is_key in found]
     problems += [((line, column), f"{name}:{line}:{column}: {what}") for (line, column), what in marks.problems]
+    if "extends" not in document:  # else what it has is only known with its base
+        nothing = _naming_nothing(document, [key for key in document if key not in META])
+        problems += [(marks.at(path), file.problem(path, what)) for path, what in nothing]
     if problems:
         raise ProfileError([text for _, text in sorted(problems)], "hostprep explain CHECK says what a section takes.")
     return file

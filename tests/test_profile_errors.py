@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hostprep import profile
+from hostprep import profile, profile_source
 from hostprep.errors import ProfileError
 
 WAIVED = "swap: disabled\nwaivers:\n- {finding: %s, reason: %s, until: %s}\n"
@@ -121,7 +121,7 @@ def test_all_mistakes_are_said_at_once_in_the_order_of_the_lines(tmp_path: Path)
     with pytest.raises(ProfileError) as e:
         profile.load(str(path))
     places = [tuple(map(int, problem.split(":")[1:3])) for problem in e.value.problems]
-    assert [line for line, _ in places] == [1, 2, 2, 3, 4, 5, 6]
+    assert [line for line, _ in places] == [1, 2, 2, 3, 3, 4, 5, 6]
     assert places == sorted(places)
     assert "hostprep explain CHECK" in e.value.hint
 
@@ -134,3 +134,15 @@ def test_hostile_text_in_a_key_does_not_reach_the_terminal(tmp_path: Path) -> No
         profile.load(str(path))
     assert all(problem.isprintable() for problem in e.value.problems)
     assert len(str(e.value).splitlines()) == len(e.value.problems)
+
+
+def test_a_slip_of_the_pen_is_told_together_with_all_else() -> None:
+    """All at once: what names nothing, what is no number, what comes twice, in the order of the lines."""
+    text = (
+        "advisory: [swp]\nhardware: {cpus: many}\nwaivers: [{finding: swap, reason: known, until: 2030-01-01}, 7]\n"
+        "swap: disabled\nswap: disabled\n"
+    )
+    with pytest.raises(ProfileError) as caught:
+        profile_source.validate("p", text.encode())
+    places = [problem.split(": ")[0] for problem in caught.value.problems]
+    assert places == ["p:1:12", "p:2:18", "p:3:21", "p:3:62", "p:5:1"]
