@@ -9,6 +9,7 @@ HostprepError          str() of it is one line fit for a terminal
 |- ReportUnusable      the published report cannot be relied on                      (exit 3)
 |- OutputFailed        the answer could not be written where it should go            (exit 74)
 |- HostError           the host would not answer: becomes an unknown reading
+|  `- CommandFailed    a command ended with another exit status than 0
 `- ChangeFailed        a change was attempted or refused, and did not happen         (exit 5)
 """
 
@@ -59,7 +60,23 @@ class OutputFailed(HostprepError):
 
 
 class HostError(HostprepError):
-    """The host would not answer: a file, command or system call failed or timed out."""
+    """The host would not answer: a file, command or system call failed or timed out.
+
+    `code` is the errno, where the kernel gave one.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, code: int = 0) -> None:
+        super().__init__(message, hint)
+        self.code = code
+
+
+class CommandFailed(HostError):
+    """A command ended with another exit status than 0; `output` is all that it said, stdout first."""
+
+    def __init__(self, message: str, hint: str = "", *, status: int = 0, output: str = "") -> None:
+        super().__init__(message, hint)
+        self.status = status
+        self.output = output
 
 
 class ChangeFailed(HostprepError):

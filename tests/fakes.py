@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hostprep.errors import HostError
-from hostprep.host import Host, Space
+from hostprep.host import Host, Space, network
+from hostprep.host.network import Link
+from hostprep.host.processes import Namespace, Process
 
 Answer = str | HostError | Callable[[Sequence[str]], str]
 
@@ -25,10 +29,20 @@ class FakeHost(Host):
 
     def __init__(self, root: Path, files: Mapping[str, str], commands: Mapping[str, Answer] | None = None) -> None:
         super().__init__(str(root), self._answer)
-        self.commands = dict(commands or {})
+        self.commands: dict[str, Answer] = {} if commands is None else copy.copy(commands)  # type: ignore[assignment]
         self.ran: list[str] = []
         self.clock: bool | HostError = True
         self.spaces: dict[str, Space] = {}
+        # The network: by interface name; what is in another namespace by its path, with the same tables within.
+        self.link_table: dict[str, Link] = {}
+        self.address_table: dict[str, tuple[str, ...]] = {}
+        self.route_table: dict[str, tuple[str, ...]] = {}
+        self.elsewhere: dict[str, FakeHost] = {}  # by path of a namespace
+        self.namespace_list: list[Namespace] = []
+        self.netdev_elsewhere_table: dict[str, tuple[str, Namespace]] = {}  # by PCI address
+        self.open_file_table: dict[str, tuple[Process, ...]] = {}  # by path
+        self.network_error: HostError | None = None  # what every question about all of that ends in
+        self.refuse_vf: Callable[[str, int, dict[str, Any]], None] | None = None  # may raise in set_vf
         root.mkdir(parents=True, exist_ok=True)
         for path, text in files.items():
             self.put(path, text)
@@ -74,6 +88,53 @@ class FakeHost(Host):
         if path not in self.spaces:
             raise HostError(f"{path}: not foreseen by the test")
         return self.spaces[path]
+
+    def links(self, names: Sequence[str], netns: str = "") -> dict[str, Link]:
+        table = self._network(netns).link_table
+        return {name: table[name] for name in names if name in table}
+
+    def addresses(self, netns: str = "") -> dict[str, tuple[str, ...]]:
+        return dict(self._network(netns).address_table)
+
+    def routes(self, netns: str = "") -> dict[str, tuple[str, ...]]:
+        return dict(self._network(netns).route_table)
+
+    def open_files(self, prefixes: Sequence[str]) -> dict[str, tuple[Process, ...]]:
+        self._network("")
+        return {path: who for path, who in self.open_file_table.items() if path.startswith(tuple(prefixes))}
+
+    def namespaces(self) -> list[Namespace]:
+        return list(self._network("").namespace_list)
+
+    def netdevs_elsewhere(self, namespaces: Sequence[Namespace]) -> dict[str, tuple[str, Namespace]]:
+        table = self._network("").netdev_elsewhere_table
+        return {address: found for address, found in table.items() if found[1] in namespaces}
+
+    def set_link(self, name: str, *, up: bool | None = None, mtu: int | None = None, netns: str = "") -> None:
+        self.ran.append(" ".join(network.command(network.link_words(name, up, mtu), netns)))
+        table = self._network(netns).link_table
+        if name not in table:
+            raise HostError(f"{name}: no such interface")
+        old = table[name]
+        table[name] = old._replace(up=old.up if up is None else up, mtu=mtu or old.mtu)
+
+    def _set_vf(self, name: str, index: int, wanted: dict[str, Any], netns: str) -> None:
+        self.ran.append(" ".join(network.command(network.vf_words(name, index, wanted), netns)))
+        table = self._network(netns).link_table
+        if name not in table or index not in {vf.index for vf in table[name].vfs}:
+            raise HostError(f"{name}: has no VF {index}, or its driver does not tell")
+        if self.refuse_vf is not None:
+            self.refuse_vf(name, index, wanted)
+        reset: dict[str, Any] = {"qos": 0, "proto": "802.1Q"} if wanted.get("vlan") == 0 else {}
+        vfs = (vf._replace(**(reset | wanted)) if vf.index == index else vf for vf in table[name].vfs)
+        table[name] = table[name]._replace(vfs=tuple(vfs))
+
+    def _network(self, netns: str) -> FakeHost:
+        if self.network_error is not None:
+            raise self.network_error
+        if netns and netns not in self.elsewhere:
+            raise HostError(f"{netns}: no such network namespace")
+        return self.elsewhere[netns] if netns else self
 
     def _answer(self, argv: Sequence[str], timeout: float, stdin: bytes) -> str:
         self.ran.append(" ".join(argv))

@@ -7,12 +7,18 @@ import fnmatch
 import os
 import stat
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from hostprep import files
 from hostprep.errors import HostError
 from hostprep.host import process
-from hostprep.model import Unknown
+from hostprep.model import Change, Unknown
+
+if TYPE_CHECKING:  # they cost too much for a check that does not need them
+    from contextlib import AbstractContextManager
+
+    from hostprep.host.network import Link
+    from hostprep.host.processes import Namespace, Process
 
 Runner = Callable[[Sequence[str], float, bytes], str]
 T = TypeVar("T")
@@ -53,6 +59,8 @@ class Host:
         self.root = root.rstrip("/")
         self._run = run
         self._keep: Callable[[str, FileState, FileState | None], None] | None = None
+        self._remark: Callable[[Change, str], None] | None = None
+        self._progress: Callable[[str], None] | None = None
 
     # -- looking ------------------------------------------------------------------------------
 
@@ -177,6 +185,15 @@ class Host:
             return os.path.realpath(path)
         return _inside(self.root, path).removeprefix(self.root) or "/"
 
+    def untrusted(self, path: str) -> str:
+        """Who but root could have written a file of ours, or put another in its place; empty when nobody could."""
+        if self.root or os.geteuid() != 0:  # a tree of files tells nothing of who may write where it came from
+            return ""
+        try:
+            return files.untrusted(path)
+        except OSError as e:
+            raise _host_error(path, e) from e
+
     def space(self, path: str) -> Space:
         """Size and free room of the file system that holds a path. Hangs on a dead network mount."""
         if self.root:
@@ -218,7 +235,130 @@ class Host:
         """The stdout of a command; anything but exit 0 within `timeout` seconds is a HostError."""
         return self._run(argv, timeout, stdin)
 
+    def together(self, works: Sequence[tuple[str, Callable[[], bytes]]], deadline: float) -> dict[str, bytes | str]:
+        """Run functions at once, each in a child process; by name its answer, or why there is none (text)."""
+        return {name: answer for name, (answer, _) in process.gather(works, deadline).items()}
+
+    def links(self, names: Sequence[str], netns: str = "") -> dict[str, Link]:
+        """Network interfaces, with what their driver tells of their VFs; those that are not there are left out.
+
+        `netns` is the path of another network namespace, here and in what follows.
+        """
+        self._must_be_live("network interfaces")
+        from hostprep.host import network
+
+        return network.links(names, netns)
+
+    def addresses(self, netns: str = "") -> dict[str, tuple[str, ...]]:
+        """The addresses of each network interface, such as 10.0.0.1/24; link-local IPv6 ones are left out."""
+        self._must_be_live("addresses")
+        from hostprep.host import network
+
+        return network.addresses(netns)
+
+    def routes(self, netns: str = "") -> dict[str, tuple[str, ...]]:
+        """What is routed through each network interface, such as default, 10.1.0.0/16; the main table only."""
+        self._must_be_live("routes")
+        from hostprep.host import network
+
+        return network.routes(netns)
+
+    def open_files(self, prefixes: Sequence[str]) -> dict[str, tuple[Process, ...]]:
+        """Files, devices above all, whose path starts with one of these, and who has them open."""
+        self._must_be_live("open files")
+        from hostprep.host import processes
+
+        return processes.open_files(prefixes)
+
+    def namespaces(self) -> list[Namespace]:
+        """The other network namespaces, and who holds them."""
+        self._must_be_live("network namespaces")
+        from hostprep.host import processes
+
+        return processes.namespaces()
+
+    def netdevs_elsewhere(self, namespaces: Sequence[Namespace]) -> dict[str, tuple[str, Namespace]]:
+        """By PCI address, the network interfaces in other namespaces: the name there, and where that is."""
+        self._must_be_live("network interfaces in other namespaces")
+        from hostprep.host import network
+
+        return network.netdevs_elsewhere(namespaces)
+
+    def settled(self, ready: Callable[[], bool], timeout: float, subsystems: Sequence[str] = ("pci", "net")) -> bool:
+        """Wait until devices have come or gone so that `ready` holds. False at the timeout."""
+        if self.root:
+            return ready()
+        from hostprep.host import network
+
+        return network.settled(ready, timeout, subsystems)
+
+    def locked(self, path: str, timeout: float) -> AbstractContextManager[None]:
+        """Hold another tool's lock file (flock(2)) meanwhile; HostError when it is held for `timeout` seconds."""
+        from hostprep.host import network
+
+        return network.locked(self.real(path), path, timeout)
+
     # -- changing -----------------------------------------------------------------------------
+
+    def run_logged(self, *argv: str, log: str, timeout: float, directory: str = "/") -> None:
+        """Run a command that takes long, in a directory: all that it says goes into a log file for root alone.
+
+        Now and then its last line is told as progress. Anything but exit 0 within `timeout` seconds is a HostError.
+        """
+        real = self._real_link(log)
+        try:
+            os.makedirs(os.path.dirname(real), mode=0o700, exist_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(real, flags, 0o600), "wb", buffering=0) as f:
+                process.run_logged(argv, timeout, f, self.real(directory), self.progress)
+        except OSError as e:
+            raise _host_error(log, e) from e
+
+    def unpacked(self, path: str, digest: str, into: str) -> AbstractContextManager[str]:
+        """An archive (tar, compressed or not) unpacked meanwhile: the directory, below `into`, for us alone.
+
+        `digest` is `md5:HEX` or `sha256:HEX`; nothing is unpacked from another content. See archives.unpacked().
+        """
+        from hostprep.host import archives
+
+        return archives.unpacked(self.root, self.real(path), path, digest, self.real(into))
+
+    def set_link(self, name: str, *, up: bool | None = None, mtu: int | None = None, netns: str = "") -> None:
+        """Set a network interface up or down, and its MTU; None leaves it."""
+        self._must_be_live("network interfaces")
+        from hostprep.host import network
+
+        network.set_link(name, up, mtu, netns)
+
+    def set_vf(
+        self,
+        name: str,
+        index: int,
+        *,
+        mac: str | None = None,
+        vlan: int | None = None,
+        qos: int | None = None,
+        proto: str | None = None,
+        trust: bool | None = None,
+        spoofchk: bool | None = None,
+        link: str | None = None,
+        min_rate: int | None = None,
+        max_rate: int | None = None,
+        netns: str = "",
+    ) -> None:
+        """Set attributes of a VF through its PF's network interface, named as in network.Vf; None leaves them.
+
+        VLAN 0 is no VLAN, and takes QoS and protocol with it.
+        """
+        wanted: dict[str, Any] = {"mac": mac, "vlan": vlan, "qos": qos, "proto": proto, "min_rate": min_rate}
+        wanted |= {"max_rate": max_rate, "spoofchk": spoofchk, "link": link, "trust": trust}
+        self._set_vf(name, index, {key: value for key, value in wanted.items() if value is not None}, netns)
+
+    def _set_vf(self, name: str, index: int, wanted: dict[str, Any], netns: str) -> None:
+        self._must_be_live("network interfaces")
+        from hostprep.host import network
+
+        network.set_vf(name, index, wanted, netns)
 
     def write(self, path: str, text: str, timeout: float = 60) -> None:
         """Write a kernel attribute: in place, in one write(2), and only if it is there.
@@ -316,10 +456,26 @@ class Host:
         if self._keep is not None:
             self._keep(path, before, after)
 
-    def keeping(self, keep: Callable[[str, FileState, FileState | None], None]) -> Host:
-        """The same host, which tells `keep` what a file was before it is changed."""
+    def remark(self, change: Change, word: str) -> None:
+        """Tell whoever journals a change what a tool said of it that no later look shows, such as `power-cycle`."""
+        if self._remark is not None:
+            self._remark(change, word)
+
+    def progress(self, line: str) -> None:
+        """Tell whoever watches how far a long change has come."""
+        if self._progress is not None:
+            self._progress(line)
+
+    def keeping(
+        self,
+        keep: Callable[[str, FileState, FileState | None], None],
+        remark: Callable[[Change, str], None] | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> Host:
+        """The same host, which tells `keep` what a file was before it is changed, `remark` what tools remark, and
+        `progress` how far a long change has come."""
         other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__, _keep=keep)
+        other.__dict__.update(self.__dict__, _keep=keep, _remark=remark, _progress=progress)
         return other
 
     def make_directory(self, path: str) -> None:
@@ -328,6 +484,11 @@ class Host:
             return
         self.make_directory(os.path.dirname(path))
         self.restore(path, _of_ours("directory", b"", 0o755))
+
+    def _must_be_live(self, what: str) -> None:
+        """The running kernel is asked for this, which a tree of files cannot answer."""
+        if self.root:
+            raise HostError(f"{what}: was not recorded")
 
     def _real_link(self, path: str) -> str:
         """Like real(), but the last component is not followed."""
@@ -361,13 +522,13 @@ def _kind_of(mode: int) -> str:
 
 
 def _host_error(path: str, e: OSError) -> HostError:
-    if e.errno in (errno.EACCES, errno.EPERM) and os.geteuid() != 0:
-        return HostError(f"{path}: needs root")
-    if e.errno == errno.EPERM:
-        return HostError(
-            f"{path}: {e.strerror}", "Is it immutable (lsattr), or this a container or a locked-down kernel?"
-        )
-    return HostError(f"{path}: {e.strerror}")
+    code = e.errno or 0
+    if code in (errno.EACCES, errno.EPERM) and os.geteuid() != 0:
+        return HostError(f"{path}: needs root", code=code)
+    if code == errno.EPERM:
+        hint = "Is it immutable (lsattr), or this a container or a locked-down kernel?"
+        return HostError(f"{path}: {e.strerror}", hint, code=code)
+    return HostError(f"{path}: {e.strerror}", code=code)
 
 
 def _inside(root: str, path: str) -> str:

@@ -12,13 +12,15 @@ import os
 import select
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
-from hostprep.errors import HostError
+from hostprep.errors import CommandFailed, HostError
 
 OUTPUT_LIMIT = 4 * 1024 * 1024  # bytes; more than any tool that we ask has to say
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_SIGKILL = 9
+PROGRESS_S = 5.0  # how often a long command's last line is told
+_SIGTERM, _SIGKILL = 15, 9
+_GRACE_S = 1.0  # how long what was asked to end may take to finish what it is at
 _REAP_S = 1.0  # how long killed children may take to go, all of them together
 _TICK_S = 0.1  # how long until we notice that a command has ended while somebody else holds its pipes
 
@@ -58,8 +60,67 @@ def run(argv: Sequence[str], timeout: float, stdin: bytes = b"") -> str:
     stdout, stderr = out.decode(errors="replace"), err.decode(errors="replace")
     if code != 0:
         said = (stderr.strip() or stdout.strip()).splitlines()
-        raise HostError(f"{argv[0]}: {_ending(code)}" + (f": {clean(said[-1])}" if said else ""))
+        message = f"{argv[0]}: {_ending(code)}" + (f": {clean(said[-1])}" if said else "")
+        raise CommandFailed(message, status=code, output=stdout + stderr)
     return stdout
+
+
+def run_logged(
+    argv: Sequence[str], timeout: float, log: IO[bytes], directory: str, progress: Callable[[str], None]
+) -> None:
+    """Run a command that takes long, in a directory: all that it says goes into `log`, at once.
+
+    Every few seconds its last line is told as progress. Anything but exit 0 within `timeout` seconds is a HostError.
+    """
+    end = time.monotonic() + timeout
+    # posix_spawn(3) has no directory to start in, and changing our own would be seen by all that we do.
+    pid, out_r, err_r = _spawn("/bin/sh", ["sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", directory, *argv], b"")
+    try:
+        last = _copy(pid, [out_r, err_r], end, log, progress)
+        code = _wait(pid, end)
+    except TimeoutError:
+        _kill_and_reap(pid)
+        raise HostError(f"{argv[0]}: did not end within {timeout:g} s, and was stopped") from None
+    except BaseException:
+        _kill_and_reap(pid)
+        raise
+    finally:
+        os.close(out_r)
+        os.close(err_r)
+    if code != 0:
+        raise CommandFailed(f"{argv[0]}: {_ending(code)}" + (f": {last}" if last else ""), status=code, output=last)
+
+
+def _copy(pid: int, fds: Sequence[int], end: float, log: IO[bytes], progress: Callable[[str], None]) -> str:
+    """Copy what a command writes into some pipes to a log, until it has ended; the last line. See _read()."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    waiting = set(fds)
+    tail, told = b"", time.monotonic()
+    while waiting:
+        if (left := end - time.monotonic()) <= 0:
+            raise TimeoutError
+        ended = _exit_code(pid) is not None
+        ready = poll.poll(0 if ended else min(left, _TICK_S) * 1000)
+        if ended and not ready:
+            break
+        for fd, _ in ready:
+            data = os.read(fd, 65536)
+            if not data:
+                poll.unregister(fd)
+                waiting.discard(fd)
+            log.write(data)
+            tail = (tail + data)[-4096:]
+        if time.monotonic() - told >= PROGRESS_S and (line := _last_line(tail)):
+            progress(line)
+            told = time.monotonic()
+    return _last_line(tail)
+
+
+def _last_line(text: bytes) -> str:
+    lines = text.decode(errors="replace").replace("\r", "\n").strip().splitlines()
+    return clean(lines[-1].strip()) if lines else ""
 
 
 def which(name: str) -> str | None:
@@ -173,7 +234,7 @@ def _exit_code(pid: int) -> int | None:
 
 
 def _kill_and_reap(pid: int) -> None:
-    kill_families({pid})
+    end_families({pid})
     with contextlib.suppress(TimeoutError):
         _wait(pid, time.monotonic() + _REAP_S)
 
@@ -306,7 +367,7 @@ def _end(children: Sequence[Child]) -> None:
     for child in children:
         os.close(child.answer)
     if unfinished:
-        kill_families({child.pid for child in unfinished})
+        end_families({child.pid for child in unfinished})
     end = time.monotonic() + _REAP_S
     pause = 0.0002
     left = list(children)
@@ -340,6 +401,30 @@ def stuck_in(pid: int) -> str:
     except OSError:
         return ""
     return f" (state {state} in {where})" if where else f" (state {state})"
+
+
+def end_families(roots: set[int]) -> None:
+    """End these children of ours and all that they started: asked first, then killed.
+
+    A mstconfig that is killed in the middle of a command leaves the semaphore of its card held, and no tool gets
+    through to that any more before the next boot; on SIGTERM it finishes the command that it is at.
+    """
+    asked = _families(roots)
+    for pid in asked:
+        with contextlib.suppress(OSError):
+            os.kill(pid, _SIGTERM)
+    end = time.monotonic() + _GRACE_S
+    while any(_may_end(pid) for pid in asked) and time.monotonic() < end:
+        time.sleep(0.01)
+    kill_families(roots)
+
+
+def _may_end(pid: int) -> bool:
+    """Is it still there, and not stuck in the kernel?"""
+    try:
+        return _stat(pid)[0] not in ("Z", "X", "D")
+    except OSError:
+        return False
 
 
 def kill_families(roots: set[int]) -> None:

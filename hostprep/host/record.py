@@ -16,10 +16,14 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from hostprep.errors import HostError
+from hostprep.errors import CommandFailed, HostError
 from hostprep.host import FileState, Host, Space
+
+if TYPE_CHECKING:
+    from hostprep.host.network import Link
+    from hostprep.host.processes import Namespace, Process
 
 ANSWERS = ".hostprep"
 _SECRETS = re.compile(
@@ -68,6 +72,9 @@ class Recorder(Host):
     def resolve(self, path: str) -> str:
         return self._ask("resolve", path, lambda: super(Recorder, self).resolve(path))
 
+    def untrusted(self, path: str) -> str:
+        return self._ask("untrusted", path, lambda: super(Recorder, self).untrusted(path))
+
     def space(self, path: str) -> Space:
         return self._ask("space", path, lambda: super(Recorder, self).space(path))
 
@@ -82,11 +89,31 @@ class Recorder(Host):
             "run", json.dumps(argv), lambda: super(Recorder, self).run(*argv, timeout=timeout, stdin=stdin)
         )
 
+    def links(self, names: Sequence[str], netns: str = "") -> dict[str, Link]:
+        return self._ask("links", json.dumps([list(names), netns]), lambda: super(Recorder, self).links(names, netns))
+
+    def addresses(self, netns: str = "") -> dict[str, tuple[str, ...]]:
+        return self._ask("addresses", netns, lambda: super(Recorder, self).addresses(netns))
+
+    def routes(self, netns: str = "") -> dict[str, tuple[str, ...]]:
+        return self._ask("routes", netns, lambda: super(Recorder, self).routes(netns))
+
+    def open_files(self, prefixes: Sequence[str]) -> dict[str, tuple[Process, ...]]:
+        return self._ask("open", json.dumps(list(prefixes)), lambda: super(Recorder, self).open_files(prefixes))
+
+    def namespaces(self) -> list[Namespace]:
+        return self._ask("namespaces", "", super().namespaces)
+
+    def netdevs_elsewhere(self, namespaces: Sequence[Namespace]) -> dict[str, tuple[str, Namespace]]:
+        where = json.dumps([namespace.path for namespace in namespaces])
+        return self._ask("netdevs", where, lambda: super(Recorder, self).netdevs_elsewhere(namespaces))
+
     def _ask(self, kind: str, question: str, ask: Callable[[], T], keep: Callable[[T], bool] = lambda _: True) -> T:
         try:
             answer = ask()
         except HostError as e:
-            self._note({"ask": kind, "of": question, "error": str(e)})
+            more = {"status": e.status, "output": e.output} if isinstance(e, CommandFailed) else {}
+            self._note({"ask": kind, "of": question, "error": str(e), "code": e.code, **more})
             raise
         if keep(answer):
             self._note({"ask": kind, "of": question, "answer": answer})
@@ -150,6 +177,9 @@ class RecordedHost(Host):
     def resolve(self, path: str) -> str:
         return self._recorded("resolve", path, super().resolve)
 
+    def untrusted(self, path: str) -> str:
+        return self._recorded("untrusted", path, super().untrusted)
+
     def space(self, path: str) -> Space:
         return Space(*self._recorded("space", path, super().space))
 
@@ -162,18 +192,61 @@ class RecordedHost(Host):
     def run(self, *argv: str, timeout: float = 10, stdin: bytes = b"") -> str:
         return self._recorded("run", json.dumps(argv), lambda _: _no_commands(argv, timeout, stdin))
 
+    def links(self, names: Sequence[str], netns: str = "") -> dict[str, Link]:
+        from hostprep.host.network import link_of
+
+        question = json.dumps([list(names), netns])
+        found = self._recorded("links", question, lambda _: super(RecordedHost, self).links(names, netns))
+        return {name: link_of(link) for name, link in found.items()}
+
+    def addresses(self, netns: str = "") -> dict[str, tuple[str, ...]]:
+        found = self._recorded("addresses", netns, super().addresses)
+        return {name: tuple(values) for name, values in found.items()}
+
+    def routes(self, netns: str = "") -> dict[str, tuple[str, ...]]:
+        found = self._recorded("routes", netns, super().routes)
+        return {name: tuple(values) for name, values in found.items()}
+
+    def open_files(self, prefixes: Sequence[str]) -> dict[str, tuple[Process, ...]]:
+        from hostprep.host.processes import Process
+
+        question = json.dumps(list(prefixes))
+        found = self._recorded("open", question, lambda _: super(RecordedHost, self).open_files(prefixes))
+        return {path: tuple(Process(*who) for who in users) for path, users in found.items()}
+
+    def namespaces(self) -> list[Namespace]:
+        from hostprep.host.processes import Namespace
+
+        found = self._recorded("namespaces", "", lambda _: super(RecordedHost, self).namespaces())
+        return [Namespace(*namespace) for namespace in found]
+
+    def netdevs_elsewhere(self, namespaces: Sequence[Namespace]) -> dict[str, tuple[str, Namespace]]:
+        from hostprep.host.processes import Namespace
+
+        where = json.dumps([namespace.path for namespace in namespaces])
+        found = self._recorded("netdevs", where, lambda _: super(RecordedHost, self).netdevs_elsewhere(namespaces))
+        return {address: (name, Namespace(*namespace)) for address, (name, namespace) in found.items()}
+
     def write(self, path: str, text: str, timeout: float = 60) -> None:
         raise HostError(f"{path}: a recorded host cannot be changed")
 
     def restore(self, path: str, state: FileState) -> None:
         raise HostError(f"{path}: a recorded host cannot be changed")
 
+    def set_link(self, name: str, *, up: bool | None = None, mtu: int | None = None, netns: str = "") -> None:
+        raise HostError(f"{name}: a recorded host cannot be changed")
+
+    def _set_vf(self, name: str, index: int, wanted: dict[str, Any], netns: str) -> None:
+        raise HostError(f"{name}: a recorded host cannot be changed")
+
     def _recorded(self, kind: str, question: str, otherwise: Callable[[str], T]) -> T:
         entry = self.answers.get((kind, question))
         if entry is None:
             return otherwise(question)
         if "error" in entry:
-            raise HostError(entry["error"])
+            if "output" in entry:
+                raise CommandFailed(entry["error"], status=entry["status"], output=entry["output"])
+            raise HostError(entry["error"], code=entry.get("code", 0))
         answer: T = entry["answer"]
         return answer
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import shlex
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hostprep.errors import HostError
 from hostprep.host import ABSENT, FileState, Host, Space
+from hostprep.model import Change
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from hostprep.host.network import Link
+    from hostprep.host.processes import Namespace, Process
 
 
 class Step(NamedTuple):
@@ -56,6 +64,9 @@ class Rehearsal(Host):
     def resolve(self, path: str) -> str:
         return self._host.resolve(path)
 
+    def untrusted(self, path: str) -> str:
+        return self._host.untrusted(path)
+
     def space(self, path: str) -> Space:
         return self._host.space(path)
 
@@ -65,9 +76,53 @@ class Rehearsal(Host):
     def clock_synchronised(self) -> bool:
         return self._host.clock_synchronised()
 
+    def links(self, names: Sequence[str], netns: str = "") -> dict[str, Link]:
+        return self._host.links(names, netns)
+
+    def addresses(self, netns: str = "") -> dict[str, tuple[str, ...]]:
+        return self._host.addresses(netns)
+
+    def routes(self, netns: str = "") -> dict[str, tuple[str, ...]]:
+        return self._host.routes(netns)
+
+    def open_files(self, prefixes: Sequence[str]) -> dict[str, tuple[Process, ...]]:
+        return self._host.open_files(prefixes)
+
+    def namespaces(self) -> list[Namespace]:
+        return self._host.namespaces()
+
+    def netdevs_elsewhere(self, namespaces: Sequence[Namespace]) -> dict[str, tuple[str, Namespace]]:
+        return self._host.netdevs_elsewhere(namespaces)
+
+    def settled(self, ready: Callable[[], bool], timeout: float, subsystems: Sequence[str] = ("pci", "net")) -> bool:
+        return True  # nothing was changed that could come or go
+
+    def locked(self, path: str, timeout: float) -> AbstractContextManager[None]:
+        from contextlib import nullcontext
+
+        return nullcontext()
+
+    def set_link(self, name: str, *, up: bool | None = None, mtu: int | None = None, netns: str = "") -> None:
+        from hostprep.host import network
+
+        self.note(shlex.join(network.command(network.link_words(name, up, mtu), netns)))
+
+    def _set_vf(self, name: str, index: int, wanted: dict[str, Any], netns: str) -> None:
+        from hostprep.host import network
+
+        self.note(shlex.join(network.command(network.vf_words(name, index, wanted), netns)))
+
     def run(self, *argv: str, timeout: float = 10, stdin: bytes = b"") -> str:
         self.note(shlex.join(argv))
         return ""
+
+    def run_logged(self, *argv: str, log: str, timeout: float, directory: str = "/") -> None:
+        self.note(f"(cd {directory} && {shlex.join(argv)}) > {shlex.quote(log)} 2>&1")
+
+    def unpacked(self, path: str, digest: str, into: str) -> AbstractContextManager[str]:
+        directory = f"{into}/unpacked"
+        self.note(f"tar -xf {shlex.quote(path)} -C {directory}    # once its {digest} was verified")
+        return contextlib.nullcontext(directory)
 
     def note(self, command: str) -> None:
         """Note a command without its being run; the same one is noted once."""
@@ -101,7 +156,12 @@ class Rehearsal(Host):
     def discard_leftover(self, path: str) -> None:
         return
 
-    def keeping(self, keep: Callable[[str, FileState, FileState | None], None]) -> Host:
+    def keeping(
+        self,
+        keep: Callable[[str, FileState, FileState | None], None],
+        remark: Callable[[Change, str], None] | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> Host:
         return self
 
 
