@@ -1,19 +1,24 @@
-# make check   set up what is needed, and look at this very machine
-# make test    set up what is needed, and run the tests
-# make bench   what hostprep costs, as ratios to starting Python
-# make lint    the linters alone (they are part of the tests)
+# make check     set up what is needed, and look at this very machine
+# make test      set up what is needed, and run the tests
+# make test-vm   the tests that take a virtual machine with SR-IOV (QEMU; root)
+# make bench     what hostprep costs, as ratios to starting Python
+# make lint      the linters alone (they are part of the tests)
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: check test bench lint clean
+.PHONY: check test test-vm bench lint clean
 
 check: $(VENV)/ready
 	@$(BIN)/hostprep check
 
 test: $(VENV)/ready
 	$(BIN)/pytest -n auto $(PYTEST_ARGS)
+
+# One machine at a time: QEMU emulates it with two threads of its own.
+test-vm: $(VENV)/ready
+	$(BIN)/pytest -n0 tests/vm $(PYTEST_ARGS)
 
 bench: build/bench/ready
 	@build/bench/bin/python tests/bench.py

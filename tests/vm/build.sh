@@ -1,0 +1,127 @@
+#!/bin/bash
+# Make the disk of the test machine: Debian 12 with the backported kernel, systemd, GRUB and what hostprep talks to.
+#   build.sh FOLDER REQUIREMENT...     leaves disk.qcow2, vmlinuz, initrd.img and pciids.so in FOLDER
+# Run by image.py, as root (mmdebstrap makes a chroot); no loop devices, and nothing outside FOLDER is written.
+# REQUIREMENTs are hostprep's own dependencies, for the virtual environment /opt/hostprep: pip costs 45 s in the guest.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+out=$1
+shift
+mirror=${HOSTPREP_VM_MIRROR:-http://deb.debian.org/debian}
+root_mb=12288 # the baseline profile wants 10 GB; the file is sparse
+root_uuid=5b0c0000-0000-4000-8000-000000000001
+work=$out/work
+root=$work/root
+mkdir -p "$work"
+
+gcc -shared -fPIC -O1 -Wall -Werror -o "$out/pciids.so" "$here/pciids.c" -ldl
+"${PYTHON:-python3}" -m pip download --quiet --disable-pip-version-check --python-version 311 --only-binary=:all: \
+    --dest "$work/wheels" "$@"
+
+packages=(systemd systemd-sysv udev kmod dbus initramfs-tools zstd linux-image-amd64/bookworm-backports grub-pc
+    python3 python3-venv pciutils iproute2 ethtool mstflint procps psmisc e2fsprogs fdisk qemu-guest-agent)
+
+# Modules that nothing here needs: a smaller image boots, and above all indexes its modules, faster. vfio, mlx5_core,
+# igb, igbvf and pci-pf-stub stay.
+dropped=()
+for folder in drivers/{gpu,media,staging,isdn,infiniband/hw,net/{wireless,can,dsa},iio,hid,input/touchscreen,scsi} \
+    drivers/{target,usb,video,mmc,mtd,bluetooth} sound fs/{ocfs2,ceph,xfs,btrfs,nfs,nfsd,f2fs,gfs2,jfs,reiserfs,ubifs} \
+    net/{bluetooth,mac80211,wireless,sctp,rds}; do
+    dropped+=(--dpkgopt="path-exclude=/lib/modules/*/kernel/$folder/*")
+    dropped+=(--dpkgopt="path-exclude=/usr/lib/modules/*/kernel/$folder/*")
+done
+for folder in doc man locale; do
+    dropped+=(--dpkgopt="path-exclude=/usr/share/$folder/*")
+done
+
+# Only what the disk needs goes into the initramfs: packing and unpacking it is what is slow under emulation.
+mkdir -p "$work/initramfs-tools/conf.d"
+printf 'MODULES=list\nCOMPRESS=zstd\nCOMPRESSLEVEL=1\nFSTYPE=ext4\n' >"$work/initramfs-tools/conf.d/vm"
+printf 'virtio_pci\nvirtio_blk\next4\n' >"$work/initramfs-tools/modules"
+
+mmdebstrap --variant=minbase --mode=root --include="${packages[*]}" --skip=check/empty \
+    --keyring=/usr/share/keyrings/debian-archive-keyring.gpg --aptopt='APT::Install-Recommends "false"' \
+    --dpkgopt=force-unsafe-io "${dropped[@]}" --essential-hook="copy-in '$work/initramfs-tools' /etc" \
+    bookworm "$root" \
+    "deb $mirror bookworm main" "deb $mirror bookworm-updates main" "deb $mirror bookworm-backports main" \
+    "deb ${mirror%/debian}/debian-security bookworm-security main"
+
+# --- the system
+echo vm >"$root/etc/hostname"
+echo '127.0.0.1 localhost vm' >"$root/etc/hosts"
+echo 0123456789abcdef0123456789abcdef >"$root/etc/machine-id"
+echo "UUID=$root_uuid / ext4 errors=remount-ro,noatime 0 1" >"$root/etc/fstab"
+mkdir -p "$root"/etc/systemd/{system.conf.d,journald.conf.d,system-generators} "$root/etc/default/grub.d"
+printf '[Manager]\nDefaultTimeoutStopSec=10s\nDefaultTimeoutStartSec=60s\n' >"$root/etc/systemd/system.conf.d/vm.conf"
+printf '[Journal]\nStorage=volatile\nRuntimeMaxUse=16M\n' >"$root/etc/systemd/journald.conf.d/vm.conf"
+systemctl --root="$root" --quiet set-default multi-user.target
+
+# Units and generators that only cost time under emulation; none of them has to do with what hostprep looks at.
+for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service \
+    fstrim.timer systemd-tmpfiles-clean.timer getty@tty1.service getty-static.service serial-getty@ttyS0.service \
+    systemd-update-utmp.service systemd-update-utmp-runlevel.service systemd-pstore.service \
+    systemd-boot-system-token.service systemd-hwdb-update.service systemd-journal-catalog-update.service \
+    systemd-sysusers.service systemd-firstboot.service systemd-machine-id-commit.service systemd-update-done.service \
+    systemd-journal-flush.service ldconfig.service grub-common.service grub-initrd-fallback.service \
+    systemd-ask-password-console.path systemd-ask-password-wall.path systemd-binfmt.service systemd-logind.service \
+    modprobe@{configfs,dm_mod,drm,fuse,loop,efi_pstore}.service proc-sys-fs-binfmt_misc.automount \
+    sys-fs-fuse-connections.mount sys-kernel-config.mount sys-kernel-tracing.mount systemd-user-sessions.service \
+    systemd-networkd.service systemd-networkd-wait-online.service systemd-network-generator.service \
+    systemd-repart.service; do
+    ln -sf /dev/null "$root/etc/systemd/system/$unit"
+done
+for generator in cryptsetup debug getty hibernate-resume integritysetup rc-local run system-update sysv veritysetup; do
+    ln -sf /dev/null "$root/etc/systemd/system-generators/systemd-$generator-generator"
+done
+printf 'blacklist %s\n' kvm_amd kvm_intel aesni_intel ghash_clmulni_intel sha512_ssse3 sha256_ssse3 sha1_ssse3 \
+    crct10dif_pclmul crc32_pclmul pcspkr iTCO_wdt lpc_ich psmouse evdev serio_raw button >"$root/etc/modprobe.d/vm.conf"
+
+# --- the card that says it is a ConnectX-5: mlx5_core finds no firmware behind it, pci-pf-stub gives its VFs
+echo 'blacklist mlx5_core' >"$root/etc/modprobe.d/connectx.conf"
+cat >"$root/etc/udev/rules.d/60-connectx.rules" <<'E'
+ACTION=="add", SUBSYSTEM=="pci", ATTR{vendor}=="0x15b3", ATTR{device}=="0x1019", ATTR{driver_override}="pci-pf-stub", RUN+="/sbin/modprobe pci-pf-stub"
+E
+
+# --- GRUB: a serial console, no menu, a kernel that is cheap to emulate; the IOMMU, so that vfio has groups
+cat >"$root/etc/default/grub.d/00-vm.cfg" <<'E'
+GRUB_TIMEOUT=0
+GRUB_RECORDFAIL_TIMEOUT=0
+GRUB_DISABLE_OS_PROBER=true
+GRUB_DISABLE_SUBMENU=true
+GRUB_TERMINAL="serial"
+GRUB_SERIAL_COMMAND="serial --speed=115200"
+GRUB_CMDLINE_LINUX_DEFAULT="quiet"
+GRUB_CMDLINE_LINUX="console=ttyS0 intel_iommu=on iommu=pt mitigations=off nokaslr audit=0 selinux=0 apparmor=0 random.trust_cpu=on tsc=reliable cryptomgr.notests rcupdate.rcu_expedited=1 8250.nr_uarts=1"
+E
+
+# --- where hostprep goes: its environment, without hostprep itself
+mkdir "$root/wheels"
+cp "$work"/wheels/* "$root/wheels"
+chroot "$root" sh -ec 'python3 -m venv /opt/hostprep; /opt/hostprep/bin/pip install -q --no-index --no-deps /wheels/*'
+rm -r "$root/wheels"
+cat >"$root/opt/hostprep/bin/hostprep" <<'E'
+#!/opt/hostprep/bin/python
+from hostprep.__main__ import main
+
+main()
+E
+chmod +x "$root/opt/hostprep/bin/hostprep"
+ln -s /opt/hostprep/bin/hostprep "$root/usr/local/bin/hostprep"
+
+# --- the disk: GPT with a BIOS boot partition for GRUB, and the root
+rm -rf "$root"/var/cache/apt/*.bin "$root"/var/lib/apt/lists/*
+cp "$root"/boot/vmlinuz-* "$out/vmlinuz"
+cp "$root"/boot/initrd.img-* "$out/initrd.img"
+disk=$work/disk.raw
+truncate -s $((2 + root_mb + 1))M "$disk"
+sfdisk -q "$disk" <<E
+label: gpt
+start=2048, size=2048, type=21686148-6449-6E6F-744E-656564454649
+start=4096, size=$((root_mb * 2048)), type=0FC63DAF-8483-4772-8E79-3D69D8477DE4
+E
+# GRUB 2.06 cannot read ext4 with these two features, which a newer mke2fs may switch on.
+features=^metadata_csum_seed
+mke2fs -V 2>&1 | grep -q '1\.4[0-6]' || features+=,^orphan_file
+mkfs.ext4 -q -F -d "$root" -U "$root_uuid" -N 131072 -O "$features" -E offset=$((2 << 20)) "$disk" ${root_mb}M
+qemu-img convert -O qcow2 "$disk" "$out/disk.qcow2"
+rm -rf "$work"

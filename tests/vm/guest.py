@@ -1,0 +1,109 @@
+"""A guest as a test sees it: run something in it, move files, reboot it."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from vm.qemu import BOOT, Boot, Machine, Snapshot, overlay
+
+READY = "systemctl is-system-running --wait; status=$?; udevadm settle; exit $status"
+
+
+class Guest:
+    """A running guest; its disk is an overlay that goes with it."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def run(self, command: str, stdin: str = "", timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """Run a shell command as root, whatever it ends with.
+
+        What it leaves in the background must not keep stdout or stderr open: the agent waits for both to close.
+        """
+        return self.machine.agent.run(command, stdin, timeout)
+
+    def sh(self, command: str, stdin: str = "", timeout: float = 120) -> str:
+        """What a shell command that has to succeed says, without the last newline."""
+        done = self.run(command, stdin, timeout)
+        assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout.rstrip("\n")
+
+    def put(self, content: str | bytes | Path, path: str) -> None:
+        """Write a file, with this content or that of a file here."""
+        data = content.read_bytes() if isinstance(content, Path) else content
+        self.machine.agent.write(path, data.encode() if isinstance(data, str) else data)
+
+    def get(self, path: str) -> bytes:
+        """What is in a file, of any size (those in sysfs: use `sh`)."""
+        return self.machine.agent.read(path)
+
+    def reboot(self, *, power_cut: bool = False) -> None:
+        """Reboot, and wait until the boot has ended; a power cut loses what was not yet written to the disk."""
+        self.machine.monitor.forget()
+        if power_cut:
+            self.machine.monitor.command("system_reset")
+        else:
+            self.machine.agent.tell("/bin/systemctl", "reboot")
+        self.machine.monitor.wait("RESET", BOOT)
+        self.booted()
+
+    def booted(self) -> None:
+        """Wait until systemd has started all there is, and udev is done."""
+        self.machine.agent.hello(BOOT)
+        done = self.run(READY, timeout=BOOT)
+        assert done.returncode == 0, f"{done.stdout}{self.run('systemctl --failed --no-legend').stdout}{self.console()}"
+
+    def boot_id(self) -> str:
+        return self.sh("cat /proc/sys/kernel/random/boot_id")
+
+    def console(self) -> str:
+        """The end of what came on the serial console."""
+        return (self.machine.folder / "console.log").read_text(errors="replace")[-4000:]
+
+    def kill(self) -> None:
+        """Pull the plug, for good."""
+        self.machine.kill()
+
+    def freeze(self, memory: Path) -> Snapshot:
+        """Keep this machine as it is; it ends."""
+        self.sh("sync")
+        return self.machine.freeze(memory)
+
+
+@contextlib.contextmanager
+def started(disk: Path, pciids: Path, boot: Boot | None = None) -> Iterator[Guest]:
+    """A guest that boots from this very disk."""
+    with _scratch() as scratch, _running(Machine(scratch, disk, pciids, boot=boot)) as guest:
+        guest.booted()
+        yield guest
+
+
+@contextlib.contextmanager
+def thawed(snapshot: Snapshot, pciids: Path, folder: Path | None = None) -> Iterator[Guest]:
+    """A guest that goes on where a snapshot was taken; its disk goes into the folder, for what is to be kept."""
+    with (
+        _scratch() as scratch,
+        _running(Machine(scratch, overlay(snapshot.disk, folder or scratch), pciids, thaw=snapshot.memory)) as guest,
+    ):
+        guest.machine.agent.hello(60)
+        guest.machine.agent.command("guest-set-time", time=time.time_ns())
+        yield guest
+
+
+@contextlib.contextmanager
+def _running(machine: Machine) -> Iterator[Guest]:
+    try:
+        yield Guest(machine)
+    finally:
+        machine.kill()
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="hostprep-vm-") as folder:
+        yield Path(folder)

@@ -1,0 +1,95 @@
+"""The image and its first snapshot: made once, kept under build/vm or $HOSTPREP_VM_CACHE."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.metadata import requires
+from pathlib import Path
+from typing import NamedTuple
+
+from vm import qemu
+from vm.guest import started
+from vm.qemu import Boot, Snapshot, overlay
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+CACHE = Path(os.environ.get("HOSTPREP_VM_CACHE") or ROOT / "build" / "vm").absolute()
+# The disk has no boot loader when it starts for the first time.
+FIRST_BOOT = "root=/dev/vda2 ro console=ttyS0 mitigations=off nokaslr quiet"
+GRUB = """
+echo 'grub-pc grub-pc/install_devices multiselect /dev/vda' | debconf-set-selections
+grub-install --target=i386-pc /dev/vda && update-grub && sync
+"""
+
+
+class Image(NamedTuple):
+    """A machine that has just booted, without hostprep."""
+
+    snapshot: Snapshot
+    pciids: Path
+
+
+def image() -> Image:
+    """The image of these very sources, made now if there is none."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    folder = CACHE / _key()
+    with _locked(CACHE / "lock"):
+        if not folder.exists():
+            _forget_old()
+            made = Path(tempfile.mkdtemp(dir=CACHE, prefix="new-"))
+            _make(made)
+            made.rename(folder)
+        os.utime(folder)
+    return Image(Snapshot(folder / "memory", folder / "booted" / "disk.qcow2"), folder / "pciids.so")
+
+
+def _make(folder: Path) -> None:
+    """The disk, GRUB on it, and a snapshot of the machine once it has booted from there."""
+    log = folder / "build.log"
+    with log.open("wb") as out:
+        command = [str(HERE / "build.sh"), str(folder), *_dependencies()]
+        done = subprocess.run(command, stdout=out, stderr=out, env={**os.environ, "PYTHON": sys.executable})
+    if done.returncode:
+        raise RuntimeError(f"the image was not made; the end of {log}:\n{log.read_text(errors='replace')[-4000:]}")
+    disk, pciids = folder / "disk.qcow2", folder / "pciids.so"
+    with started(disk, pciids, Boot(folder / "vmlinuz", folder / "initrd.img", FIRST_BOOT)) as guest:
+        guest.sh(GRUB, timeout=300)
+    (folder / "booted").mkdir()
+    with started(overlay(disk, folder / "booted"), pciids) as guest:
+        guest.freeze(folder / "memory")
+
+
+def _key() -> str:
+    """Another name for whatever would give another image."""
+    digest = hashlib.sha256(f"{qemu.version()} {_dependencies()}".encode())
+    for name in ("build.sh", "pciids.c", "qemu.py", "image.py"):
+        digest.update((HERE / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _dependencies() -> list[str]:
+    """What hostprep itself needs, of Python's packages."""
+    return sorted(line for line in requires("hostprep") or () if "extra ==" not in line)
+
+
+def _forget_old() -> None:
+    """Images that nobody used for a week, and what interrupted ones left."""
+    for folder in CACHE.iterdir():
+        if folder.is_dir() and (folder.name.startswith("new-") or folder.stat().st_mtime < time.time() - 7 * 86400):
+            shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
