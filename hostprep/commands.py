@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hostprep import __version__, engine, files, profile, profile_files, registry, render, report, state
-from hostprep.errors import ChangeFailed, HostprepError, OutputFailed, ProfileError, UsageError
+from hostprep.errors import ChangeFailed, HostprepError, OutputFailed, ProfileError, StateError, UsageError
 from hostprep.host import Host
 from hostprep.model import Change, Facet, Fact, Finding, Profile, Status, Unknown, to_json
 
@@ -161,7 +161,7 @@ def _must_have(option: str, names: Sequence[str], wanted: Profile) -> None:
 
 def _report(look: Look, host: Host, wanted: Profile, seen: engine.Examination, started: float) -> report.Report:
     only = list(wanted.sections) if look.only else None
-    findings = seen.findings
+    findings = seen.findings if look.root is not None else _recalled(seen.findings, state.identity(host).boot_id)
     if look.root is not None:  # what is done about another host is not done here
         findings = [f._replace(fix="") if "hostprep apply" in f.fix or "Reboot" in f.fix else f for f in findings]
     if look.profile:  # else whoever copies the command applies another profile
@@ -170,6 +170,19 @@ def _report(look: Look, host: Host, wanted: Profile, seen: engine.Examination, s
         told = f"hostprep apply --profile {shlex.quote(look.profile)} --only"
         findings = [f._replace(fix=f.fix.replace("hostprep apply --only", told)) for f in findings]
     return report.make(findings, seen.answers, wanted, state.identity(host), started, only)
+
+
+def _recalled(findings: Sequence[Finding], boot_id: str) -> list[Finding]:
+    """The findings that wait for a reboot, in the light of what hostprep did before the last one."""
+    if not any(f.status is Status.PENDING for f in findings):
+        return list(findings)
+    from hostprep.journal import Journal, recalled
+
+    try:
+        standing = Journal(state.journal_path(), boot_id).standing()
+    except StateError:  # a journal that this user cannot read, or a damaged one, tells nothing of the past
+        return list(findings)
+    return [recalled(f, standing, boot_id) for f in findings]
 
 
 def _deliver(look: Look, made: report.Report) -> int:
@@ -269,6 +282,28 @@ def _changed(
     return performer.failures
 
 
+def recreate() -> int:
+    """Make again what no kernel keeps over a reboot: what hostprep's boot unit runs."""
+    host = Host()
+    with _ending_in_order(), state.changing() as journal_path:
+        from hostprep import recreate as making_again
+        from hostprep.journal import Journal
+        from hostprep.perform import Failure, Performer
+
+        failures: list[Failure] = []
+        records = making_again.records(host, failures)
+        if records:
+            journal = Journal(journal_path, state.identity(host).boot_id)
+            journal.standing()  # what cannot be taken back for a damaged journal is not changed
+            checks = registry.load(name for name in registry.names() if name in records)
+            performer = Performer(host, checks, journal, _say)
+            making_again.recreate(performer, records, state.retract)
+            failures += performer.failures
+    if not failures:
+        _say("This host is what its boot records say." if records else "Nothing is recorded to be made at boot.")
+    return _failed(failures)
+
+
 @contextlib.contextmanager
 def _ending_in_order() -> Iterator[None]:
     """A dropped connection or a `kill` ends a change as ^C does: with files put back, and a word."""
@@ -305,13 +340,14 @@ def revert(dry_run: bool, yes: bool) -> int:
             return 0
         state.retract()
         performer = Performer(host, checks, journal, _say)
-        taking_back.revert(performer)
+        kept = taking_back.revert(performer)
     if code := _failed(performer.failures):
         return code
     if left := [s.change for s in journal.standing()]:
         names = ", ".join(dict.fromkeys(f"{c.check}/{c.key}" for c in left))
         raise ChangeFailed(f"not everything could be taken back; still standing: {names}", "Try again: hostprep revert")
-    emit("Taken back: this host is as hostprep found it.\n")
+    but = f", but for {', '.join(kept)}" if kept else ""
+    emit(f"Taken back: this host is as hostprep found it{but}.\n")
     return 0
 
 
@@ -515,6 +551,7 @@ def _plan_to_dict(batches: Sequence[engine.Batch], made: report.Report) -> dict[
                         "before": to_json(p.change.before),
                         "after": to_json(p.change.after),
                         "disrupts": p.desired.disrupts if p.desired else "",
+                        "final": p.desired.final if p.desired else "",
                         "refused": p.refused,
                     }
                     for p in batch.planned

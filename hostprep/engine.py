@@ -24,7 +24,7 @@ from hostprep.model import (
     from_json,
     to_json,
 )
-from hostprep.registry import Check, Finish, finisher, fixable
+from hostprep.registry import Check, Finish, asking, finisher, fixable
 
 if TYPE_CHECKING:
     from hostprep.host.rehearsal import Rehearsal, Step
@@ -68,19 +68,30 @@ class Batch(NamedTuple):
 # -- looking --------------------------------------------------------------------------------------
 
 
-def inspect(host: Host, checks: Checks, deadline: float = DEADLINE) -> dict[str, Answer]:
-    """Look at everything at once, each check in a child process of its own, under one deadline in seconds."""
-    works = [(name, _inspector(host, check)) for name, check in checks.items()]
+def inspect(
+    host: Host,
+    checks: Checks,
+    deadline: float = DEADLINE,
+    sections: Mapping[str, Section] | None = None,
+    keys: Collection[str] = (),
+) -> dict[str, Answer]:
+    """Look at everything at once, each check in a child process of its own, under one deadline in seconds.
+
+    What a check sees does not depend on a profile, but there are things without end (firmware parameters, files):
+    of those it looks at what `sections` and `keys` (of facts) name.
+    """
+    works = [(name, _inspector(host, check, (sections or {}).get(name), keys)) for name, check in checks.items()]
     return {
         name: Answer(_facts(answer), round(seconds * 1000))
         for name, (answer, seconds) in gather(works, deadline).items()
     }
 
 
-def _inspector(host: Host, check: Check) -> Callable[[], bytes]:
+def _inspector(host: Host, check: Check, section: Section, keys: Collection[str]) -> Callable[[], bytes]:
     def work() -> bytes:
         try:
-            facts = check.inspect(host)
+            told = asking(check)
+            facts = check.inspect(host) if told is None else told.inspect(host, told.asked(section, keys))
             return _wire({key: [_plain(key, r) for r in (fact.current, fact.next_boot)] for key, fact in facts.items()})
         except HostError as e:
             return _wire(str(e))
@@ -123,7 +134,7 @@ def _facts(answer: bytes | str) -> Facts | Unknown:
 
 def examine(host: Host, profile: Profile, checks: Checks, deadline: float = DEADLINE) -> Examination:
     """Look, and judge what was seen by the profile. `checks` may be fewer than the profile has sections."""
-    answers = inspect(host, checks, deadline)
+    answers = inspect(host, checks, deadline, profile.sections)
     findings: list[Finding] = []
     for name, answer in answers.items():
         findings += _judge(checks[name], answer, profile.sections[name])

@@ -2,6 +2,7 @@
 
     {"event": "begin", ...change}    about to make it
     {"event": "end",   ...change}    what the host read afterwards
+    {"event": "left",  ...change}    a revert has left it as it is: nothing takes it back
     {"event": "file",  ...}          a file about to be written: as it was, and the digest of what it becomes;
                                      without `before`: what it is now, when the writing is over
 
@@ -16,13 +17,15 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from hostprep import files
 from hostprep.errors import StateError
 from hostprep.host import FileState
-from hostprep.model import Change, Facet, Reading, Value, from_json, to_json
+from hostprep.model import Change, Facet, Finding, Reading, Status, Value, from_json, to_json
+
+POWER_CYCLE = "power-cycle"  # a remark: the tool says that a reboot does not make the change effective
 
 
 class Standing(NamedTuple):
@@ -34,6 +37,8 @@ class Standing(NamedTuple):
     change: Change
     boot_id: str
     begun: Change | None = None
+    remark: str = ""  # what a tool said of it that no later look shows: `power-cycle`
+    final: str = ""  # why revert cannot take it back
 
     def left(self, reading: Reading) -> bool:
         """Is this what hostprep may have left behind?"""
@@ -59,11 +64,25 @@ class Journal:
         self.path = path
         self.boot_id = boot_id
 
-    def begin(self, changes: Iterable[Change]) -> None:
-        self._append({"event": "begin", **_change_to_json(c)} for c in changes)
+    def begin(self, changes: Iterable[Change], final: Mapping[Change, str] | None = None) -> None:
+        final = final or {}
+        self._append({"event": "begin", **_change_to_json(c), "final": final.get(c, "")} for c in changes)
 
-    def end(self, changes: Iterable[Change]) -> None:
-        self._append({"event": "end", **_change_to_json(c)} for c in changes)
+    def end(
+        self,
+        changes: Iterable[Change],
+        remarks: Mapping[Change, str] | None = None,
+        final: Mapping[Change, str] | None = None,
+    ) -> None:
+        remarks, final = remarks or {}, final or {}
+        self._append(
+            {"event": "end", **_change_to_json(c), "remark": remarks.get(c, ""), "final": final.get(c, "")}
+            for c in changes
+        )
+
+    def leave(self, changes: Iterable[Change]) -> None:
+        """What cannot be taken back stays as it is, and is not asked for again."""
+        self._append({"event": "left", **_change_to_json(c)} for c in changes)
 
     def keep(self, path: str, before: FileState, after: FileState | None) -> None:
         """A file is about to change."""
@@ -87,13 +106,15 @@ class Journal:
             change: Change = entry["change"]
             setting = (change.check, change.key, change.facet)
             first = standing.pop(setting, None)
+            if entry["event"] == "left":
+                continue
             joined = change if first is None else change._replace(before=origin(first, change.before))
             if entry["event"] == "begin":
                 if joined.before == joined.after:  # cut off while undoing counts as not undone
                     joined = joined._replace(after=change.before)
-                standing[setting] = Standing(joined, entry["boot_id"], begun=change)
+                standing[setting] = Standing(joined, entry["boot_id"], begun=change, final=entry["final"])
             elif joined.before != joined.after:
-                standing[setting] = Standing(joined, entry["boot_id"])
+                standing[setting] = Standing(joined, entry["boot_id"], remark=entry["remark"], final=entry["final"])
         return list(standing.values())
 
     def kept_files(self) -> list[KeptFile]:
@@ -194,11 +215,35 @@ def _parsed(entry: dict[str, Any]) -> dict[str, Any]:
     if event == "file":
         before = None if entry["before"] is None else _file_from_json(entry["before"])
         return {"event": event, "path": str(entry["path"]), "before": before, "digest": entry["digest"]}
-    if event not in ("begin", "end"):
+    if event not in ("begin", "end", "left"):
         raise ValueError(event)
     ends = (from_json(entry["before"]), from_json(entry["after"]))
     change = Change(entry["check"], entry["key"], Facet(entry["facet"]), *ends)  # type: ignore[arg-type]  # never Unknown: a change has values
-    return {"event": event, "change": change, "boot_id": str(entry.get("boot_id", ""))}
+    words = {name: str(entry.get(name, "")) for name in ("boot_id", "remark", "final")}
+    return {"event": event, "change": change, **words}
+
+
+def recalled(finding: Finding, standing: Iterable[Standing], boot_id: str) -> Finding:
+    """A finding that waits for a reboot, in the light of what was done: is a reboot enough?
+
+    What hostprep has set, and a boot since then has not brought, is never waited for by yet another reboot: that is
+    how hosts reboot without end (sriov-network-operator#1082, OCPBUGS-86028).
+    """
+    if finding.status is not Status.PENDING:
+        return finding
+    setting = (finding.check, finding.key, Facet.NEXT_BOOT)
+    for s in standing:
+        if s.change[:3] != setting or s.change.after != finding.fact.next_boot:
+            continue
+        if s.boot_id != boot_id:
+            why = "This was set before the last boot, and that boot has not brought it: a reboot is not enough."
+        elif s.remark == POWER_CYCLE:
+            why = "The device says that a reboot is not enough for this."
+        else:
+            continue
+        fix = "Power-cycle this host: off, and on again. A reboot, kexec or soft-reboot does not bring it."
+        return finding._replace(status=Status.POWER_CYCLE, message=why, fix=fix)
+    return finding
 
 
 def origin(first: Standing, found: Value) -> Value:

@@ -52,6 +52,8 @@ def judge(check: str, facts: Facts, goals: Goals) -> Iterator[Finding]:
     """One finding a goal. A fact that is not there is a setting that is not set, unless the fact `*` says otherwise."""
     for key, desired in goals.items():
         fact = facts.get(desired.of or key, facts.get("*", UNSET))
+        if desired.counted is not None:
+            fact = Fact.fixed(desired.counted)
         found = status(fact, desired)
         yield Finding(check, key, found, fact, desired, _message(found, fact, desired), _fix(check, found, desired))
 
@@ -93,7 +95,7 @@ def weigh(finding: Finding, profile: Profile, today: str) -> Finding:
     message, fix, waived = finding.message, finding.fix, ""
     if finding.check in profile.assert_only and "hostprep apply" in fix:
         fix = "This profile only looks here (assert_only): whoever owns this setting changes it."
-    if finding.status in (Status.FAIL, Status.PENDING):
+    if finding.status in (Status.FAIL, Status.PENDING, Status.POWER_CYCLE):
         for waiver in profile.waivers:
             owner = f", {waiver.owner}" if waiver.owner else ""
             if not fnmatchcase(finding.name, waiver.finding):
@@ -154,8 +156,10 @@ def _message(found: Status, fact: Fact, desired: Desired) -> str:
         if fact.next_boot is None:
             return "Right now as wanted, but nothing on this host sets it at the next boot."
         return f"Right now as wanted, but the next boot brings {later}."
-    refused = desired.refused_next or desired.refused_now
-    return desired.means or (f"Refused: {refused}." if refused else f"Wanted {show_desired(desired)}, found {now}.")
+    if refused := desired.refused_next or desired.refused_now:
+        return desired.means or f"Refused: {refused}."
+    said = desired.means or f"Wanted {show_desired(desired)}, found {now}."
+    return f"{said} Changing it disturbs others: {desired.disrupts}." if desired.disrupts and desired.live else said
 
 
 def _fix(check: str, found: Status, desired: Desired) -> str:
@@ -172,7 +176,8 @@ def _fix(check: str, found: Status, desired: Desired) -> str:
     if desired.refused_next or (found is Status.FAIL and desired.refused_now):
         return desired.fix
     if desired.persist or (found is Status.FAIL and desired.live):
-        return f"hostprep apply --only {check}"
+        allow = f" --allow-disruption {check}" if desired.disrupts and found is Status.FAIL and desired.live else ""
+        return f"hostprep apply --only {check}{allow}"
     return desired.fix
 
 

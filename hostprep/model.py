@@ -68,9 +68,11 @@ class Desired(NamedTuple):
     persist: bool = True  # can hostprep change the next boot?
     refused_now: str = ""  # why the running system must not be changed, though it could be
     refused_next: str = ""  # why the next boot must not be changed, though it could be
-    disrupts: str = ""  # what changing the running system disrupts: needs --allow-disruption
+    disrupts: str = ""  # what changing the running system does to others: needs --allow-disruption
     means: str = ""  # one line: what it means when this is not met
     fix: str = ""  # one line: what a person does where hostprep cannot
+    final: str = ""  # why revert cannot take the change back, and what does
+    counted: Reading = None  # what `decide` itself has counted among the facts, where the goal is a number of them
 
 
 Facts = Mapping[str, Fact]
@@ -84,6 +86,7 @@ class Status(str, enum.Enum):
     PASS = "pass"
     VOLATILE = "volatile"  # right now, lost at the next boot
     PENDING = "pending-reboot"  # wrong now, right after a reboot
+    POWER_CYCLE = "pending-power-cycle"  # wrong now, and a reboot is not enough: the power has to go off
     FAIL = "fail"
     UNKNOWN = "unknown"
 

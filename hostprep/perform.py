@@ -11,7 +11,7 @@ from hostprep.host import FileState, Host
 from hostprep.journal import Journal
 from hostprep.judge import refusal, show
 from hostprep.model import Change, Desired, Facet, Facts, Reading, Section, Unknown
-from hostprep.registry import Check, Finish, Fixable, finisher, fixable
+from hostprep.registry import Check, Finish, Fixable, finisher, fixable, guarding
 
 Progress = Callable[[str], None]
 
@@ -40,9 +40,12 @@ class Performer:
         self.journal = journal
         self.progress = progress
         self.failures: list[Failure] = []
+        self._sections: Mapping[str, Section] = {}
+        self._remarks: dict[Change, str] = {}
+        self._final: dict[Change, str] = {}  # why what is being done cannot be taken back
         self._looking = host
         self._written: dict[str, FileState] = {}  # what the files of the batch in hand were before it
-        self.host = host.keeping(self._keep)
+        self.host = host.keeping(self._keep, self._remarks.__setitem__, progress)
 
     def _keep(self, path: str, before: FileState, after: FileState | None) -> None:
         self.journal.keep(path, before, after)
@@ -56,6 +59,7 @@ class Performer:
         With `sections`, every check decides again from a fresh look: a change which has become unsafe since it
         was planned is refused.
         """
+        self._sections = sections or {}
         unfinished: dict[Finish | None, list[_Batch]] = {}
         try:
             for name in dict.fromkeys(c.check for c in changes):
@@ -87,12 +91,14 @@ class Performer:
             self.failures += [Failure(name_of(c), f"cannot be read: {facts.reason}") for c in batch]
             return []
         goals: Mapping[str, Desired] = {} if section is None else check.decide(facts, section)
+        self._final |= {c: goals[c.key].final for c in batch if c.key in goals}
         todo = []
         for change in batch:
             now = reading_of(facts, change)
             if now == change.after:
                 continue
-            if why := _obstacle(change, now) or refusal(change, goals.get(change.key), allowed):
+            why = _obstacle(change, now) or refusal(change, goals.get(change.key), allowed)
+            if why or (section is None and (why := _disrupts(check, facts, change))):
                 self.failures.append(Failure(name_of(change), why))
             else:
                 todo.append(change)
@@ -103,7 +109,7 @@ class Performer:
         batch = _Batch(check, todo, {})
         self._written = batch.written
         try:
-            self.journal.begin(todo)
+            self.journal.begin(todo, self._final)
             for change in todo:
                 self.progress(_sentence(change))
             check.apply(self.host, todo)
@@ -204,15 +210,20 @@ class Performer:
         if isinstance(facts, Unknown):
             return
         ended: list[Change] = []
+        remarks: dict[Change, str] = {}
+        final: dict[Change, str] = {}
         for change in batch.todo:
             now = reading_of(facts, change)
             if isinstance(now, Unknown):
                 continue
             ended.append(change._replace(after=now))
+            final[ended[-1]] = self._final.get(change, "")
+            if remark := self._remarks.pop(change, ""):
+                remarks[ended[-1]] = remark
             if change.facet is Facet.CURRENT and now != change.after:
                 self.progress(f"{name_of(change)}: asked for {show(change.after)}, the running system has {show(now)}")
         try:
-            self.journal.end(ended)
+            self.journal.end(ended, remarks, final)
         except StateError as e:
             self._fail(batch.todo, e)
 
@@ -225,7 +236,8 @@ class Performer:
             self.failures.append(Failure(path, str(e), e.hint))
 
     def facts(self, check: Check) -> Facts | Unknown:
-        return inspect(self._looking, {check.NAME: check})[check.NAME].facts
+        keys = [s.change.key for s in self.journal.standing() if s.change.check == check.NAME]
+        return inspect(self._looking, {check.NAME: check}, sections=self._sections, keys=keys)[check.NAME].facts
 
 
 def converge(
@@ -239,6 +251,12 @@ def converge(
     failed = {name.split("/")[0] for f in performer.failures for name in f.name.split(", ")}
     persistent = [c for c in approved if c.facet is Facet.NEXT_BOOT and c.check not in failed]
     performer.perform(persistent, sections, allowed)
+
+
+def _disrupts(check: Check, facts: Facts, change: Change) -> str:
+    """Who would be disturbed, where no profile has weighed it: on taking back, and at boot."""
+    guard = guarding(check)
+    return "" if guard is None or change.facet is Facet.NEXT_BOOT else guard.disrupts(facts, change)
 
 
 def reading_of(facts: Facts, change: Change) -> Reading:

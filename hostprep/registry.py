@@ -1,4 +1,4 @@
-"""Finding the checks: every module of `hostprep.checks`, which has four names, five or six."""
+"""Finding the checks: every module of `hostprep.checks`. It has four names, and up to four more."""
 
 from __future__ import annotations
 
@@ -33,6 +33,30 @@ class Fixable(Check, Protocol):
         """Carry out changes, all of one facet. It executes and does not decide again."""
 
 
+class Asking(Check, Protocol):
+    """A check of things without end (firmware parameters, files): it is told which of them to look at."""
+
+    def asked(self, want: Section, keys: Iterable[str]) -> Sequence[str]:
+        """The names that a section of a profile (None: there is no profile) and the keys of facts speak of."""
+
+    def inspect(self, host: Host, names: Sequence[str] = ()) -> Facts:
+        """Look, also at what has these names."""
+
+
+class Recreating(Check, Protocol):
+    """A check of settings that no kernel keeps over a reboot, and that hostprep's own boot unit makes again."""
+
+    def at_boot(self, facts: Facts) -> Sequence[Change]:
+        """The changes that make the running system again what the boot record says. Pure."""
+
+
+class Guarding(Check, Protocol):
+    """A check whose changes may take something from others, also when they are taken back or made at boot."""
+
+    def disrupts(self, facts: Facts, change: Change) -> str:
+        """What making a change in the running system would take away, and from whom; empty if nothing. Pure."""
+
+
 Finish = Callable[[Host], None]
 
 
@@ -55,6 +79,21 @@ def fixable(check: Check) -> Fixable | None:
 def finisher(check: Check) -> Finish | None:
     """What has to run once after persistent changes of this check, and of others that share it (update-grub)."""
     return getattr(check, "finish", None)
+
+
+def asking(check: Check) -> Asking | None:
+    """The check itself when it has to be told what to look at."""
+    return cast(Asking, check) if hasattr(check, "asked") else None
+
+
+def recreating(check: Check) -> Recreating | None:
+    """The check itself when the boot unit has to make its settings again."""
+    return cast(Recreating, check) if hasattr(check, "at_boot") else None
+
+
+def guarding(check: Check) -> Guarding | None:
+    """The check itself when it can tell who would be disturbed by a change."""
+    return cast(Guarding, check) if hasattr(check, "disrupts") else None
 
 
 def manual(check: Check) -> str:

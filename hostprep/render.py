@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from hostprep.judge import show, show_beside, show_desired
 from hostprep.model import Change, Desired, Facet, Fact, Finding, Status, Unknown
-from hostprep.report import NOT_READY, PENDING, READY, UNKNOWN, Report, dumps, stamp
+from hostprep.report import NOT_READY, PENDING, POWER_CYCLE, READY, UNKNOWN, Report, dumps, stamp
 
 if TYPE_CHECKING:
     from hostprep.engine import Batch
@@ -26,6 +26,7 @@ _COLOURS = {"red": "31;1", "green": "32", "yellow": "33", "magenta": "35", "bold
 _WORDS = {  # as a row says it, as the last line counts it, and its colour
     Status.FAIL: ("FAIL", "failed", "red"),
     Status.UNKNOWN: ("unknown", "unknown", "magenta"),
+    Status.POWER_CYCLE: ("power", "waiting for a power cycle", "yellow"),
     Status.PENDING: ("reboot", "waiting for a reboot", "yellow"),
     Status.VOLATILE: ("volatile", "volatile", "yellow"),
     Status.PASS: ("pass", "passed", "green"),
@@ -34,6 +35,7 @@ _VERDICTS = {
     READY: ("READY", "green"),
     NOT_READY: ("NOT READY", "red"),
     PENDING: ("NOT READY before a reboot", "yellow"),
+    POWER_CYCLE: ("NOT READY before a power cycle", "yellow"),
     UNKNOWN: ("NOT READY, as far as can be told", "magenta"),
 }
 _TITLES = ("STATUS", "SETTING", "WANTED", "NOW", "NEXT BOOT")
@@ -224,7 +226,9 @@ def prometheus(report: Report) -> str:
 
 def nagios(report: Report) -> str:
     """One line with performance data, as Nagios, Icinga and their kin take it from a plug-in."""
-    word = {READY: "OK", PENDING: "WARNING", NOT_READY: "CRITICAL", UNKNOWN: "UNKNOWN"}[report.verdict]
+    word = {READY: "OK", PENDING: "WARNING", POWER_CYCLE: "WARNING", NOT_READY: "CRITICAL", UNKNOWN: "UNKNOWN"}[
+        report.verdict
+    ]
     bad = [f"{f.name} {f.status.value}" for f in report.findings if f.counts and f.status is not Status.PASS]
     bad += [f"{f.name} waived: {f.waived}" for f in report.findings if f.waived]
     data = " ".join(f"{s.value}={sum(f.status is s for f in report.findings)}" for s in Status)
@@ -304,6 +308,8 @@ def plan(batches: Sequence[Batch], paint: Paint = plain) -> str:
             lines.append("  " + paint(_change(item.change, item.desired), "yellow"))
             if item.desired and item.desired.disrupts and batch.facet is Facet.CURRENT:
                 lines.append("    " + paint(f"disrupts: {_line(item.desired.disrupts)}", "red"))
+            if item.desired and item.desired.final:
+                lines.append("    " + paint(f"cannot be taken back: {_line(item.desired.final)}", "red"))
         lines += [*_steps(batch.steps, paint), ""]
     refused = [p for batch in batches for p in batch.planned if p.refused]
     if refused:

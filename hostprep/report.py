@@ -27,6 +27,7 @@ from hostprep.model import Desired, Fact, Finding, Profile, Reading, Status, Unk
 SCHEMA_VERSION = 1
 SCHEMA_FILE = os.path.join(os.path.dirname(__file__), "schemas", "report.schema.json")
 READY, NOT_READY, PENDING, UNKNOWN = "ready", "not-ready", "pending-reboot", "unknown"
+POWER_CYCLE = "pending-power-cycle"
 
 # 1 to 9 speak of the host, 64 to 78 of hostprep.
 EXIT_CODES = {
@@ -34,7 +35,7 @@ EXIT_CODES = {
     1: "not ready",
     2: "wrong usage",
     3: "not ready, because something is unknown",
-    4: "ready after a reboot",
+    4: "ready after a reboot, or after a power cycle where the report says so",
     5: "a change failed",
     70: "a bug in hostprep",
     74: "the answer could not be written (stdout closed, disk full)",
@@ -43,7 +44,7 @@ EXIT_CODES = {
     78: "the profile, or hostprep's own state, is not valid or not to be trusted",
     130: "interrupted",
 }
-_OF_VERDICT = {READY: 0, NOT_READY: 1, UNKNOWN: 3, PENDING: 4}
+_OF_VERDICT = {READY: 0, NOT_READY: 1, UNKNOWN: 3, PENDING: 4, POWER_CYCLE: 4}
 _OF_ERROR: dict[type[HostprepError], int] = {
     UsageError: 2,
     ReportUnusable: 3,
@@ -55,7 +56,7 @@ _OF_ERROR: dict[type[HostprepError], int] = {
     ProfileError: 78,
     StateError: 78,
 }
-_OF_VERDICT_FOR_NAGIOS = {READY: 0, PENDING: 1, NOT_READY: 2, UNKNOWN: 3}
+_OF_VERDICT_FOR_NAGIOS = {READY: 0, PENDING: 1, POWER_CYCLE: 1, NOT_READY: 2, UNKNOWN: 3}
 
 
 class Report(NamedTuple):
@@ -85,6 +86,8 @@ class Report(NamedTuple):
             return NOT_READY
         if Status.UNKNOWN in statuses or all(f.advisory for f in self.findings):
             return UNKNOWN
+        if Status.POWER_CYCLE in statuses:
+            return POWER_CYCLE
         return PENDING if Status.PENDING in statuses else READY
 
     @property

@@ -3,13 +3,14 @@
 First the files. One that nobody else has written since becomes the same bytes, mode and owner again: those that a
 tool generates from others (grub.cfg) before their sources, so that being cut off in between leaves what an apply knows
 how to go on from. Then settings whose file somebody has edited meanwhile: there only hostprep's own part is taken back.
-Then the running system, and last the directories that hostprep made.
+Then the running system, and last the directories that hostprep made. What nothing takes back (an installed driver) is
+named and left.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from hostprep.engine import Checks
@@ -20,7 +21,7 @@ from hostprep.journal import Journal, KeptFile, Standing, digest, origin
 from hostprep.judge import show
 from hostprep.model import Change, Facet, Reading, Unknown
 from hostprep.perform import Failure, Performer, name_of, reading_of
-from hostprep.registry import finisher, fixable
+from hostprep.registry import finisher, fixable, recreating
 
 
 class _Kept(NamedTuple):
@@ -32,8 +33,12 @@ class _Kept(NamedTuple):
     foreign: list[KeptFile]  # somebody else has written them since
 
 
-def revert(performer: Performer) -> None:
-    """Take back everything that stands. What could not be taken back is in the performer's failures."""
+def revert(performer: Performer) -> list[str]:
+    """Take back everything that stands. What could not be taken back is in the performer's failures.
+
+    Returns the names of what is left, since nothing takes it back.
+    """
+    left = _leave(performer)
     for path in _paths(performer):
         try:
             performer.host.discard_leftover(path)
@@ -44,11 +49,12 @@ def revert(performer: Performer) -> None:
     clean = not kept.foreign and not performer.failures
     _finish(performer, clean)
     _take_back_next_boot(performer, clean)
-    for s in _revertible(performer, Facet.CURRENT):
-        _undo(performer, [s])  # one by one: a pool of the host and that of its only node are the same pages
+    for group in _groups(performer.checks, _revertible(performer, Facet.CURRENT)):
+        _undo(performer, group)
     _restore(performer, kept.directories)
     _tell_what_stands(performer)
     _let_go(performer, kept.foreign)
+    return left
 
 
 def rehearse(host: Host, checks: Checks, journal: Journal) -> tuple[list[Change], list[Step], list[str]]:
@@ -56,6 +62,8 @@ def rehearse(host: Host, checks: Checks, journal: Journal) -> tuple[list[Change]
     rehearsal, performer = Rehearsal(host), Performer(host, checks, journal, lambda line: None)
     kept = _kept(performer)
     known = [s for s in reversed(journal.standing()) if s.change.check in checks]
+    final = [s for s in known if s.final]
+    known = [s for s in known if not s.final]
     changes = [s.change.inverse() for s in known if _stands(performer, s)]
     foreign = [f"{k.path}: somebody else changed it since; its other content stays" for k in kept.foreign]
     sides = [(s.change.check, s.change.facet) for s in known]
@@ -65,6 +73,7 @@ def rehearse(host: Host, checks: Checks, journal: Journal) -> tuple[list[Change]
         # of several settings of a check one may be part of another (a pool, and that of its node)
         if _is_anothers(performer, s) and sides.count((s.change.check, s.change.facet)) == 1
     ]
+    foreign += dict.fromkeys(_left_sentence(s) for s in final if _now(performer, s) != s.change.before)
     for k in [*kept.generated, *kept.sources]:
         with contextlib.suppress(HostprepError):  # what cannot be done is told when it is done
             rehearsal.restore(k.path, k.before)
@@ -72,11 +81,12 @@ def rehearse(host: Host, checks: Checks, journal: Journal) -> tuple[list[Change]
     for finish in dict.fromkeys(f for c in later if (f := finisher(checks[c.check]))):
         with contextlib.suppress(HostprepError):
             finish(rehearsal)
-    for change in changes:
-        check = fixable(checks[change.check])
-        if check is not None and change.facet is Facet.CURRENT:
+    live = [s for s in known if s.change.inverse() in changes and s.change.facet is Facet.CURRENT]
+    for group in _groups(checks, live):
+        check = fixable(checks[group[0].change.check])
+        if check is not None:
             with contextlib.suppress(HostprepError):
-                check.apply(rehearsal, [change])
+                check.apply(rehearsal, [s.change.inverse() for s in group])
     return changes, rehearsal.steps, foreign
 
 
@@ -137,6 +147,22 @@ def _let_go(performer: Performer, foreign: Sequence[KeptFile]) -> None:
 # -- settings -------------------------------------------------------------------------------------
 
 
+def _leave(performer: Performer) -> list[str]:
+    """Let go of what nothing takes back; the names of what of it is still there."""
+    left: dict[str, str] = {}
+    for s in [s for s in performer.journal.standing() if s.final]:
+        if s.change.check not in performer.checks or _now(performer, s) != s.change.before:
+            left[name_of(s.change)] = _left_sentence(s)
+        performer.journal.leave([s.change])
+    for sentence in left.values():
+        performer.progress(sentence)
+    return list(left)
+
+
+def _left_sentence(s: Standing) -> str:
+    return f"left as it is: {name_of(s.change)}: {show(s.change.after)}: {s.final}"
+
+
 def _finish(performer: Performer, clean: bool) -> None:
     """Have restored files take effect, unless the generated ones were restored with them and show it."""
     stale = [
@@ -181,6 +207,21 @@ def _undo(performer: Performer, standing: Iterable[Standing]) -> None:
         else:
             inverses.append(s.change.inverse())
     performer.perform(inverses)
+
+
+def _groups(checks: Checks, standing: Iterable[Standing]) -> Iterator[list[Standing]]:
+    """What is taken back of the running system at once.
+
+    One by one, as a rule: a pool of the host and that of its only node are the same pages. All of a check whose
+    settings come and go together: VFs, and what they were set to.
+    """
+    together: dict[str, list[Standing]] = {}
+    for s in standing:
+        if recreating(checks[s.change.check]):
+            together.setdefault(s.change.check, []).append(s)
+        else:
+            yield [s]
+    yield from together.values()
 
 
 def _revertible(performer: Performer, facet: Facet) -> list[Standing]:

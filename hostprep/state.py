@@ -31,6 +31,10 @@ def report_path() -> str:
     return os.path.join(run_dir(), "report.json")
 
 
+def journal_path() -> str:
+    return os.path.join(state_dir(), "journal")
+
+
 def publishes() -> bool:
     """Does this user publish reports? root does; others where they name a directory of their own."""
     return os.geteuid() == 0 or "HOSTPREP_RUN_DIR" in os.environ
@@ -109,7 +113,7 @@ def changing() -> Iterator[str]:
 def revision() -> object:
     """Changes whenever hostprep changes this host: what was seen before is then not published."""
     try:
-        info = os.stat(os.path.join(state_dir(), "journal"))
+        info = os.stat(journal_path())
     except OSError:
         return None
     return info.st_mtime_ns, info.st_size

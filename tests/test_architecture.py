@@ -21,6 +21,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"errors"},
     "hugetlb": {"model", "quantities"},
     "host": {"errors", "files", "model"},
+    "pci": {"errors", "host", "model"},
+    "sriov": {"errors", "host", "model", "pci", "units"},
     "bootloader": {"errors", "files", "host", "model", "versions"},
     "registry": {"host", "model"},
     "judge": {"model", "quantities", "versions"},
@@ -28,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"errors", "host", "judge", "model", "registry"},
     "perform": {"engine", "errors", "host", "journal", "judge", "model", "registry"},
     "revert": {"engine", "errors", "host", "journal", "judge", "model", "perform", "registry"},
+    "recreate": {"errors", "host", "judge", "model", "perform", "registry", "sriov"},
     "profile_files": {"errors", "files"},
     "profile": {"errors", "files", "model", "profile_files", "profile_source", "registry"},
     "profile_source": {"errors", "model", "profile_files", "quantities", "registry"},
@@ -48,12 +51,14 @@ MAY_IMPORT: dict[str, set[str]] = {
             "profile_files",
             "profile_source",
         ),
-        *("quantities", "registry", "render", "report", "revert", "state"),
+        *("quantities", "recreate", "registry", "render", "report", "revert", "state"),
     },
     "cli": {"commands", "engine", "errors", "profile_files", "quantities", "registry", "render", "report"},
     "__main__": {"cli", "commands", "errors", "report"},
 }
-CHECKS_MAY_IMPORT = {"bootloader", "errors", "host", "hugetlb", "model", "quantities", "units", "versions"}
+CHECKS_MAY_IMPORT = {
+    *("bootloader", "errors", "host", "hugetlb", "model", "pci", "quantities", "sriov", "units", "versions"),
+}
 ONLY_HOST = {"subprocess", "pyroute2", "pyudev", "pynvml", "psutil", "socket", "ctypes"}
 CORE = sorted(p for p in (ROOT / "hostprep").rglob("*.py") if "checks" not in p.relative_to(ROOT).parts)
 CHECKS = sorted((ROOT / "checks").glob("*.py"))

@@ -11,7 +11,7 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,17 @@ def die_at(at: int, host: FakeKernel) -> None:
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look without a child for every check, and without waiting for the disk: hundreds of runs are made here."""
 
-    def inspect(host: Host, checks: Checks, deadline: float = 0) -> dict[str, Answer]:
-        return {n: Answer(engine._facts(engine._inspector(host, c)()), 0) for n, c in checks.items()}
+    def inspect(
+        host: Host,
+        checks: Checks,
+        deadline: float = 0,
+        sections: Mapping[str, Any] | None = None,
+        keys: Collection[str] = (),
+    ) -> dict[str, Answer]:
+        looks = {
+            name: engine._inspector(host, check, (sections or {}).get(name), keys) for name, check in checks.items()
+        }
+        return {name: Answer(engine._facts(look()), 0) for name, look in looks.items()}
 
     monkeypatch.setattr(engine, "inspect", inspect)
     monkeypatch.setattr(perform, "inspect", inspect)

@@ -26,7 +26,7 @@ from hostprep.model import Desired, Fact, Facts, Profile, Unknown
 from hostprep.registry import Check
 
 DEADLINE = 2.0
-GRACE = 2.0  # seconds beyond the deadline
+GRACE = 2.5  # seconds beyond the deadline: one for what was asked to end, one for what was killed to be reaped
 
 
 class Bad(Exception):
