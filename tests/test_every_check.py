@@ -14,6 +14,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from fake_sriov import nic
 from fakes import Answer, FakeHost, debian
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -40,6 +41,11 @@ class Anything(dict[str, Answer]):
 
     def __missing__(self, name: str) -> Answer:
         return ""
+
+
+def machine() -> dict[str, str]:
+    """A small Debian machine with a network card that has SR-IOV."""
+    return {**debian(), **nic()}
 
 
 def examples(check: Check) -> list[Any]:
@@ -153,7 +159,7 @@ class Unreadable(FakeHost):
 @every_section
 def test_what_cannot_be_read_is_never_as_wanted(tmp_path: Path, name: str, section: Any) -> None:
     """T4, R12: unreadable is unknown, and never pass, however little was wanted."""
-    found = findings(CHECKS[name], Unreadable(tmp_path / "root", debian()), section)
+    found = findings(CHECKS[name], Unreadable(tmp_path / "root", machine()), section)
     assert {f.name: f.status.value for f in found if f.status is not Status.UNKNOWN} == {}
 
 
@@ -174,7 +180,7 @@ def test_one_file_that_cannot_be_read_never_turns_a_failure_into_a_pass(
             read.append(path)
             return super().read_bytes(path)
 
-    host = Spoiled(tmp_path / "root", debian(), Anything())
+    host = Spoiled(tmp_path / "root", machine(), Anything())
     before = {f.name: f.status for f in findings(check, host, section)}
     for path in sorted(set(read)):
         host.spoiled = path
@@ -188,7 +194,7 @@ def test_one_file_that_cannot_be_read_never_turns_a_failure_into_a_pass(
 NONSENSE = st.one_of(
     st.binary(max_size=200),
     st.text(alphabet="0123456789abcdefxKMG=:,-_./ \t\n\"'$\\#[]{}", max_size=200).map(str.encode),
-    st.lists(st.sampled_from(list(debian().values())), min_size=1, max_size=3).map(lambda t: "".join(t).encode()),
+    st.lists(st.sampled_from(list(machine().values())), min_size=1, max_size=3).map(lambda t: "".join(t).encode()),
 )
 
 
@@ -211,7 +217,7 @@ def test_nonsense_in_files_is_an_error_of_the_host_or_a_finding(
                 drawn[path] = data.draw(NONSENSE, label=path) if text and data.draw(st.booleans()) else text
             return drawn[path]
 
-    host = Garbled(tmp_path_factory.mktemp("host") / "root", debian(), Anything())
+    host = Garbled(tmp_path_factory.mktemp("host") / "root", machine(), Anything())
     findings(check, host, section)
 
 
@@ -224,7 +230,7 @@ def test_files_of_nothing_but_garbage_are_never_as_wanted(
         def read_bytes(self, path: str) -> bytes | None:
             return garbage if FakeHost.read_bytes(self, path) is not None else None
 
-    found = findings(CHECKS[name], Garbage(tmp_path / "root", debian()), section)
+    found = findings(CHECKS[name], Garbage(tmp_path / "root", machine()), section)
     absence = (None, (), 0)  # that a thing is not named is as true of garbage as of any other text
     assert {f.name: f.fact for f in found if f.status in MET and f.desired and f.desired.value not in absence} == {}
 
@@ -235,7 +241,7 @@ def test_files_of_nothing_but_garbage_are_never_as_wanted(
 @every_section
 def test_looking_and_deciding_change_nothing_and_can_be_repeated(make_host: MakeHost, name: str, section: Any) -> None:
     """Decide is pure: the same facts give the same goals, and neither facts nor section are changed by it."""
-    check, host = CHECKS[name], make_host(debian(), Anything())
+    check, host = CHECKS[name], make_host(machine(), Anything())
     before = host.snapshot(), host.directories()
     facts, kept = check.inspect(host), repr(section)
     assert check.inspect(host) == facts
@@ -251,11 +257,12 @@ def test_looking_and_deciding_change_nothing_and_can_be_repeated(make_host: Make
 def test_planning_writes_nothing_and_runs_nothing(make_host: MakeHost, name: str, section: Any) -> None:
     """T15: what plan shows comes of the code that would do it, on a host that only takes notes."""
     check = registry.fixable(CHECKS[name])
-    host = make_host(debian(), Anything())
+    host = make_host(machine(), Anything())
     host.put("/proc/swaps", "Filename Type Size Used Priority\n/dev/sda2 partition 1048572 0 -2\n")
     host.put("/etc/fstab", "/dev/sda2 none swap sw 0 0\n")
-    before, ran = host.snapshot(), len(host.ran)
+    before = host.snapshot()
     changes = plan(f for f in findings(CHECKS[name], host, section))
+    ran = len(host.ran)
     rehearsal = Rehearsal(host)
     if check is None:
         pytest.skip(f"{name} changes nothing")

@@ -1,0 +1,674 @@
+"""Virtual functions of network cards: how many VFs each physical function (PF) has, how they are set, who makes them.
+
+    nic_vfs:
+      - pf: ens9f0np0        # a PCI address, interface name or altname, vendor:device, driver; or a glob
+        vfs: 8
+      - pf: 0000:41:00.*
+        count: 2             # that many PFs must match
+        vfs: 16
+        mac: derived         # 02:, the number of the VF, and the end of the PF's permanent address: stable over reboots
+        vlan: 100            # or {id: 100, qos: 3, proto: 802.1ad}
+        trust: true
+        spoofchk: false
+        link: auto           # or enable, disable
+        min_rate: 0          # Mbit/s
+        max_rate: 10000
+        driver: vfio-pci     # of the VFs; without it whatever the kernel chooses; none leaves them without
+        autoprobe: true      # does the kernel bind new VFs by itself?
+        each: {0: {mac: "02:11:22:33:44:55"}, 4-7: {vlan: 200, driver: vfio-pci}}
+        mtu: 9000            # of the PF, at least: it is never lowered
+        up: true             # the PF; wanted wherever VFs are, unless this says false
+        eswitch: legacy      # or switchdev
+
+Where several entries match a PF, what a later one says of a setting counts. Now is sysfs (VFs are counted by their
+links), and netlink for what the PF's driver tells of its VFs. Next boot: no kernel keeps VFs over a reboot, so it is
+what makes them again. That is hostprep's own boot unit (hostprep-apply.service) with the record that apply writes, in
+/etc/hostprep/boot/nic_vfs.json; or an owner found elsewhere: netplan, NetworkManager, systemd .link files, udev rules,
+an operator, a script. Where there is such an owner hostprep looks and does not fight: that file has to say it.
+
+VFs in use are not dropped, moved or set: a VF that vfio holds open, that lives in another network namespace, is in a
+bond or bridge, has addresses or routes, or RDMA users. The finding names the holder, and only --allow-disruption
+nic_vfs goes on. A PF in another network namespace (a kind worker has it) is judged there and never changed, though
+the host could.
+
+From n to m VFs the kernel only goes through none: all are dropped and made anew, and what the others were set to is
+set again. VFs are made without drivers where something is to be set first, since drivers read it when they are bound.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from hostprep.sriov.holders import holders
+
+from hostprep import pci
+from hostprep.errors import ChangeFailed, CommandFailed, HostError
+from hostprep.host import Host, attempt
+from hostprep.host.network import Link
+from hostprep.host.processes import Namespace
+from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Reading, Section, Unknown, Value
+from hostprep.sriov import boot, vfs
+from hostprep.sriov.owners import Owner, Pf, owners
+
+NAME = "nic_vfs"
+
+_MAC = r"^([0-9a-f][02468ace])(:[0-9a-f]{2}){5}$(?!\n)"
+_RATE = {"type": "integer", "minimum": 0, "description": "Mbit/s"}
+_OF_A_VF = {
+    "mac": {
+        "anyOf": [{"const": "derived"}, {"type": "string", "pattern": _MAC}],
+        "description": "derived, or an address",
+    },
+    "vlan": {
+        "description": "a VLAN, or {id, qos, proto}; 0: none",
+        "anyOf": [
+            {"type": "integer", "minimum": 0, "maximum": 4094},
+            {
+                "type": "object",
+                "properties": {
+                    "id": {"type": "integer", "minimum": 0, "maximum": 4094},
+                    "qos": {"type": "integer", "minimum": 0, "maximum": 7},
+                    "proto": {"enum": ["802.1Q", "802.1ad"]},
+                },
+                "required": ["id"],
+                "additionalProperties": False,
+            },
+        ],
+    },
+    "trust": {"type": "boolean"},
+    "spoofchk": {"type": "boolean"},
+    "link": {"enum": ["auto", "enable", "disable"]},
+    "min_rate": _RATE,
+    "max_rate": _RATE,
+    "driver": {"type": "string", "pattern": r"^[A-Za-z0-9_-]+$(?!\n)", "description": "a driver, or none"},
+}
+_ENTRY = {
+    "type": "object",
+    "properties": {
+        "pf": pci.SELECTOR,
+        "count": {"type": "integer", "minimum": 1, "description": "how many PFs must match"},
+        "vfs": {"type": "integer", "minimum": 0, "maximum": 65535},
+        "autoprobe": {"type": "boolean"},
+        "mtu": {"type": "integer", "minimum": 68, "maximum": 65535},
+        "up": {"type": "boolean"},
+        "eswitch": {"enum": ["legacy", "switchdev"]},
+        **_OF_A_VF,
+        "each": {
+            "description": "what single VFs have otherwise: {0: {...}, 4-7: {...}}",
+            "type": "object",
+            "patternProperties": {
+                r"^[0-9]+(-[0-9]+)?$(?!\n)": {"type": "object", "properties": _OF_A_VF, "additionalProperties": False}
+            },
+            "additionalProperties": False,
+        },
+    },
+    "required": ["pf", "vfs"],
+    "additionalProperties": False,
+}
+SCHEMA = {
+    "description": "VFs by physical function: a list of {pf, vfs, ...}.",
+    "type": "array",
+    "items": _ENTRY,
+    "minItems": 1,
+}
+
+_PF_SETTINGS = ("autoprobe", "mtu", "up", "eswitch")
+_BY_NETLINK = ("mac", "vlan", "qos", "proto", "trust", "spoofchk", "link", "min_rate", "max_rate")
+# What drivers give a new VF; an Intel one gets a random address.
+_PLAIN: dict[str, Value] = dict(
+    zip(_BY_NETLINK, ("00:00:00:00:00:00", 0, 0, "802.1Q", False, True, "auto", 0, 0), strict=True)
+)
+_NEEDS_INLINE = ("15b3:1013", "15b3:1015")  # ConnectX-4 and 4 Lx want inline-mode transport before switchdev
+_VF_KEY = re.compile(r"vf(\d+)/(\w+)")
+
+
+# -- looking --------------------------------------------------------------------------------------
+
+
+class Place(NamedTuple):
+    """Where a PF's network interface is, when another network namespace has it."""
+
+    name: str  # of the interface there
+    path: str  # of the namespace
+    holder: str
+
+
+class Seen(NamedTuple):
+    """One PF as it was found."""
+
+    function: pci.Function
+    place: Place | Unknown | None  # None: it is in this network namespace, or has no interface at all
+    link: Link | Unknown | None  # None: it has no interface
+
+
+def inspect(host: Host) -> Facts:
+    functions = pci.network_functions(host)
+    capable = [f for f in functions if f.vendor_device.startswith("15b3:") or host.exists(f"{f.path}/sriov_totalvfs")]
+    facts: dict[str, Fact] = {}
+    seen = {f.address: s for f, s in zip(capable, _seen(host, capable), strict=True)}
+    for f in functions:
+        link = seen[f.address].link if f.address in seen else None
+        facts |= pci.describe(f, link if isinstance(link, Unknown) else () if link is None else _names(f, link))
+    names = pci.interfaces(host) if capable else {}
+    for s in seen.values():
+        facts |= {f"{s.function.address}/{name}": fact for name, fact in _pf_facts(host, s, names)}
+    used = attempt(holders, host, [a for s in seen.values() for a in (s.function.address, *s.function.vfs) if a])
+    for s in seen.values():
+        facts |= {f"{s.function.address}/{name}": fact for name, fact in _holder_facts(s.function, used)}
+    return _with_next_boot(host, facts, seen)
+
+
+def _seen(host: Host, functions: Sequence[pci.Function]) -> list[Seen]:
+    hidden = any(_is_hidden(host, f) for f in functions)
+    elsewhere = attempt(lambda: host.netdevs_elsewhere(host.namespaces())) if hidden else {}
+    return [_look_at(host, f, elsewhere) for f in functions]
+
+
+def _is_hidden(host: Host, f: pci.Function) -> bool:
+    """Has it an interface that this network namespace does not show? Its directory is there, and empty (R100)."""
+    return bool(f.driver) and not f.netdevs and host.exists(f"{f.path}/net")
+
+
+def _look_at(host: Host, f: pci.Function, elsewhere: Mapping[str, tuple[str, Namespace]] | Unknown) -> Seen:
+    if f.netdevs:
+        return Seen(f, None, _link(host, f.netdevs[0], ""))
+    if not _is_hidden(host, f):
+        return Seen(f, None, None)
+    if isinstance(elsewhere, Unknown):
+        return Seen(f, elsewhere, elsewhere)
+    if f.address not in elsewhere:
+        nowhere = Unknown("its network interface is in no network namespace that could be found")
+        return Seen(f, nowhere, nowhere)
+    name, where = elsewhere[f.address]
+    return Seen(f, Place(name, where.path, where.holder), _link(host, name, where.path))
+
+
+def _link(host: Host, name: str, netns: str) -> Link | Unknown:
+    try:
+        return host.links([name], netns)[name]
+    except KeyError:
+        return Unknown(f"netlink knows no network interface {name}")
+    except HostError as e:
+        return Unknown(str(e))
+
+
+def _names(f: pci.Function, link: Link) -> tuple[str, ...]:
+    return tuple(name for name in (link.name, *link.altnames) if name not in f.netdevs)
+
+
+def _pf_facts(host: Host, s: Seen, interfaces: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, Fact]]:
+    """What is so now; the next boot is added later."""
+    f = s.function
+    drivers = [pci.driver(host, address) for address in f.vfs]
+    offered = attempt(_offered, host, f)
+    yield "vfs", Fact(len(f.vfs), None)
+    yield "total", Fact.fixed(offered)
+    yield "bound", Fact(sum(map(bool, drivers)), None)
+    if offered is not None:
+        yield "autoprobe", Fact(attempt(_autoprobe, host, f), None)
+        yield "eswitch", Fact(attempt(_eswitch, host, f), None)
+    for i, (address, driver) in enumerate(zip(f.vfs, drivers, strict=True)):
+        yield f"vf{i}/driver", Fact(driver or None, None)
+        if address in interfaces:
+            yield f"vf{i}/netdev", Fact.fixed(interfaces[address][0])
+    if s.place:
+        yield "netns", Fact.fixed(s.place if isinstance(s.place, Unknown) else s.place.holder)
+    if isinstance(s.link, Unknown):
+        yield "link", Fact.fixed(s.link)
+    elif s.link is not None:
+        yield "mac", Fact.fixed(s.link.perm_mac or s.link.mac)
+        yield "mtu", Fact(s.link.mtu, None)
+        yield "up", Fact(s.link.up, None)
+        for vf in s.link.vfs:
+            for name in _BY_NETLINK:
+                yield f"vf{vf.index}/{name}", Fact(getattr(vf, name), None)
+
+
+def _offered(host: Host, f: pci.Function) -> int | None:
+    """How many VFs the firmware and the driver offer; None where SR-IOV is off in firmware or BIOS (R7)."""
+    path = f"{f.path}/sriov_totalvfs"
+    return host.number(path) if host.exists(path) else None
+
+
+def _autoprobe(host: Host, f: pci.Function) -> bool:
+    return bool(host.number(f"{f.path}/sriov_drivers_autoprobe"))
+
+
+def _eswitch(host: Host, f: pci.Function) -> str | None:
+    """legacy or switchdev; None where the driver has no embedded switch."""
+    if not f.driver:
+        return None
+    try:
+        answer = json.loads(host.run("devlink", "-j", "dev", "eswitch", "show", f"pci/{f.address}"))
+        mode = answer["dev"][f"pci/{f.address}"].get("mode")
+    except CommandFailed as e:
+        # `kernel answers: Operation not supported`, `No such device`; `Failed to connect to devlink Netlink`
+        if re.search(r"not supported|No such device|Failed to connect to devlink", e.output):
+            return None
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise HostError(f"devlink: answered what is not understood: {e}") from e
+    return str(mode) if mode is not None else None
+
+
+def _holder_facts(f: pci.Function, used: Mapping[str, str | Unknown] | Unknown) -> Iterator[tuple[str, Fact]]:
+    for name, address in [("holder", f.address), *((f"vf{i}/holder", vf) for i, vf in enumerate(f.vfs))]:
+        held = used if isinstance(used, Unknown) else used.get(address)
+        if held is not None:
+            yield name, Fact.fixed(held)
+
+
+# -- the next boot --------------------------------------------------------------------------------
+
+
+def _with_next_boot(host: Host, facts: Facts, seen: Mapping[str, Seen]) -> Facts:
+    """What makes VFs again: an owner elsewhere, else our own record, if our unit is enabled."""
+    made = dict(facts)
+    record = attempt(_record, host)
+    owned = attempt(owners, host, [_for_owners(s) for s in seen.values()])
+    for address in seen:
+        prefix = f"{address}/"
+        if isinstance(record, Unknown):
+            kept: Mapping[str, Value] | Unknown = record
+        else:
+            kept = _of_this_device(record.get(address, {}), facts[f"{address}/id"].current)
+        for key in [k for k in made if k.startswith(prefix) and _is_setting(k.removeprefix(prefix))]:
+            name = key.removeprefix(prefix)
+            nothing = 0 if name == "vfs" else None  # no kernel makes VFs by itself
+            later: Reading = kept if isinstance(kept, Unknown) else kept.get(name, nothing)
+            made[key] = made[key]._replace(next_boot=later)
+        if not isinstance(kept, Unknown):
+            made |= {prefix + name: Fact(None, value) for name, value in kept.items() if prefix + name not in made}
+            made[f"{address}/recorded"] = Fact.fixed(tuple(kept))
+        if found := owned if isinstance(owned, Unknown) else owned.get(address):
+            made |= _owned(address, made[f"{address}/vfs"], found)
+        made[f"{address}/bound"] = _bound(made, address)
+    return made
+
+
+def _record(host: Host) -> boot.Record:
+    """What our boot unit makes; nothing where systemd will not start it."""
+    record = boot.read(host, NAME)
+    return record if record and boot.effective(host) else {}
+
+
+def _of_this_device(entry: Mapping[str, Any], now: Reading) -> dict[str, Value]:
+    """The settings of a record entry, unless it speaks of another device that was at this address (R105)."""
+    return {name: value for name, value in entry.items() if name != "id"} if entry.get("id") == now else {}
+
+
+def _is_setting(name: str) -> bool:
+    if found := _VF_KEY.fullmatch(name):
+        return found[2] == "driver" or found[2] in _BY_NETLINK
+    return name == "vfs" or name in _PF_SETTINGS
+
+
+def _for_owners(s: Seen) -> Pf:
+    link = s.link if isinstance(s.link, Link) else None
+    names = (link.name, *link.altnames) if link else s.function.netdevs
+    return Pf(s.function.address, s.function.driver, names, link.mac if link else "")
+
+
+def _owned(address: str, fact: Fact, found: Sequence[Owner] | Unknown) -> dict[str, Fact]:
+    """The VFs of the next boot as somebody else makes them."""
+    if isinstance(found, Unknown):
+        return {f"{address}/owner": Fact.fixed(found), f"{address}/vfs": fact._replace(next_boot=found)}
+    unclear = [o.vfs for o in found if isinstance(o.vfs, Unknown)]
+    counts = {o.vfs for o in found}
+    where = "; ".join(f"{o.tool} ({o.where})" for o in found)
+    later: Reading = unclear[0] if unclear else found[0].vfs
+    if len(counts) > 1 and not unclear:
+        later = Unknown(f"several files say how many VFs there will be, and differ: {where}")
+    return {f"{address}/owner": Fact.fixed(where), f"{address}/vfs": fact._replace(next_boot=later)}
+
+
+def _bound(facts: Facts, address: str) -> Fact:
+    """How many VFs have a driver: of those that the next boot makes, all, unless the kernel is told not to probe."""
+    fact, later = facts[f"{address}/bound"], facts[f"{address}/vfs"].next_boot
+    probed = facts[f"{address}/autoprobe"].next_boot if f"{address}/autoprobe" in facts else None
+    return fact._replace(next_boot=0 if probed is False else later)
+
+
+# -- deciding -------------------------------------------------------------------------------------
+
+
+def decide(facts: Facts, want: Section) -> Goals:
+    goals: dict[str, Desired] = {}
+    by_pf: dict[str, dict[str, Any]] = {}
+    for entry in want:
+        goals |= _selection(facts, entry)
+        for address in pci.select(facts, entry["pf"]):
+            known = by_pf.setdefault(address, {})
+            by_pf[address] = {**known, **entry, "each": {**known.get("each", {}), **entry.get("each", {})}}
+    for address, entry in by_pf.items():
+        goals |= {f"{address}/{name}": d for name, d in _goals(facts, address, entry)}
+    return {key: _guarded(facts, key, desired) for key, desired in goals.items()}
+
+
+def _selection(facts: Facts, entry: Section) -> Goals:
+    """Are there as many PFs as the entry speaks of?"""
+    selector, wanted = entry["pf"], entry.get("count")
+    found = pci.count(facts, selector)
+    if wanted is None and found:
+        return {}
+    means = pci.nothing(facts, selector, "physical function") if found == 0 else ""
+    fix = "Name one of these, or find out why the card is not there: lspci -nn"
+    desired = Desired(
+        wanted or 1, "==" if wanted else ">=", live=False, persist=False, means=means, fix=fix, counted=found
+    )
+    return {f"pf {selector}": desired}
+
+
+def _goals(facts: Facts, address: str, entry: Section) -> Iterator[tuple[str, Desired]]:
+    """What one PF and its VFs should be."""
+    count = entry["vfs"]
+    yield "vfs", _wanted_vfs(facts, address, count)
+    if not count:
+        return
+    if entry.get("up", f"{address}/up" in facts and True) or entry.get("up") is False:
+        yield "up", _by_link(facts, address, Desired(entry.get("up", True)))
+    if "mtu" in entry:
+        yield "mtu", _by_link(facts, address, Desired(entry["mtu"], ">="))
+    for name in ("autoprobe", "eswitch"):
+        if name in entry:
+            yield name, Desired(entry[name])
+    if (
+        entry.get("autoprobe", True)
+        and entry.get("driver") != "none"
+        and not any("driver" in e for e in entry["each"].values())
+    ):
+        unbound = "Not every VF has a driver. See what its driver said: dmesg"
+        yield "bound", Desired(count, persist=False, means=unbound)
+    settings = [_settings(entry)] * count
+    for span, more in entry["each"].items():
+        first, _, last = str(span).partition("-")
+        if int(last or first) >= count:
+            means = f"`each` speaks of VF {last or first}, and {count} VFs are wanted: 0 to {count - 1}."
+            yield f"each {span}", Desired(count, counted=int(last or first) + 1, live=False, persist=False, means=means)
+        for i in range(int(first), min(int(last or first) + 1, count)):
+            settings[i] = {**settings[i], **_settings(more)}
+    for i, wanted in enumerate(settings):
+        for name, value in wanted.items():
+            yield f"vf{i}/{name}", _wanted_of_a_vf(facts, address, i, name, value)
+
+
+def _settings(entry: Section) -> dict[str, Value]:
+    """What is wanted of a VF, by the name of the fact."""
+    wanted = {name: entry[name] for name in (*_BY_NETLINK, "driver") if name in entry}
+    vlan = entry.get("vlan")
+    if isinstance(vlan, dict):
+        wanted |= {"vlan": vlan["id"], "qos": vlan.get("qos", 0), "proto": vlan.get("proto", "802.1Q")}
+    if wanted.get("driver") == "none":
+        wanted["driver"] = None
+    return wanted
+
+
+def _wanted_of_a_vf(facts: Facts, address: str, index: int, name: str, value: Value) -> Desired:
+    if name == "driver":
+        return Desired(value)
+    if value == "derived":
+        own = facts[f"{address}/mac"].current if f"{address}/mac" in facts else None
+        if not isinstance(own, str):
+            return _by_link(facts, address, Desired("derived", refused_now="the PF has no Ethernet address"))
+        value = derived_mac(own, index)
+    return _by_link(facts, address, Desired(value))
+
+
+def derived_mac(pf: str, index: int) -> str:
+    """A locally administered address: 02, the number of the VF in two bytes, the last three bytes of the PF's own."""
+    return ":".join(["02", f"{index >> 8:02x}", f"{index & 255:02x}", *pf.split(":")[-3:]])
+
+
+def _by_link(facts: Facts, address: str, desired: Desired) -> Desired:
+    """A goal that only netlink can answer: where it does not, its reason is the reading."""
+    link = f"{address}/link"
+    return desired._replace(of=link) if link in facts else desired
+
+
+def _wanted_vfs(facts: Facts, address: str, count: int) -> Desired:
+    now, later = facts.get(f"{address}/vfs", Fact.fixed(0))
+    desired = Desired(count)
+    if f"{address}/owner" in facts and later != count:
+        owner = facts[f"{address}/owner"].current
+        why = f"{owner} makes the VFs of this PF" if not isinstance(owner, Unknown) else owner.reason
+        fix = f"Change that file, or take the VFs out of it: {owner}" if not isinstance(owner, Unknown) else ""
+        return desired._replace(refused_now=why if now != count else "", refused_next=why, fix=fix)
+    total = facts[f"{address}/total"].current if f"{address}/total" in facts else None
+    if count and total is None:
+        why = "SR-IOV is off: the device has no sriov_totalvfs"
+        fix = "Turn it on in firmware (nic_firmware: SRIOV_EN, NUM_OF_VFS), and SR-IOV in the BIOS."
+        return desired._replace(refused_now=why, fix=fix)
+    if isinstance(total, int) and count > total:
+        why = f"the device offers {total} VFs (sriov_totalvfs)"
+        return desired._replace(refused_now=why, fix="Raise it in firmware: nic_firmware: NUM_OF_VFS.")
+    if count and facts[f"{address}/driver"].current is None:
+        fix = "Load its driver (modprobe mlx5_core), or bind pci-pf-stub."
+        return desired._replace(refused_now="no driver is bound to the PF", fix=fix)
+    return desired
+
+
+def _guarded(facts: Facts, key: str, desired: Desired) -> Desired:
+    """The goal, with what changing the running system for it would do to others."""
+    address = key.partition("/")[0]
+    if holder := facts.get(f"{address}/netns"):
+        why = f"the PF is {_elsewhere(holder.current)}; hostprep never changes what others hold"
+        fix = "It is in use. Change it after its owner has given it back."
+        return desired._replace(refused_now=desired.refused_now or why, fix=desired.fix or fix)
+    if "/" not in key or not desired.live:
+        return desired
+    told = disrupts(facts, Change(NAME, key, Facet.CURRENT, None, desired.value))
+    return desired._replace(disrupts=told or _disturbs(facts, key, desired.value))
+
+
+def _elsewhere(holder: Reading) -> str:
+    return holder.reason if isinstance(holder, Unknown) else f"in the network namespace of {holder}"
+
+
+def disrupts(facts: Facts, change: Change) -> str:
+    """What making a change in the running system would take away from others; empty if nothing. Pure."""
+    address, _, name = change.key.partition("/")
+    if holder := facts.get(f"{address}/netns"):
+        return f"the PF is {_elsewhere(holder.current)}"
+    if name not in ("vfs", "eswitch"):
+        match = _VF_KEY.fullmatch(name)
+        held = facts.get(f"{address}/vf{match[1]}/holder") if match else None
+        return f"VF {match[1]}: {_held(held.current)}" if match and held else ""
+    now = facts[f"{address}/vfs"].current if f"{address}/vfs" in facts else 0
+    count = now if isinstance(now, int) else 0
+    if name == "vfs" and count == change.after:
+        return ""
+    used = [(i, facts[key].current) for i in range(count) if (key := f"{address}/vf{i}/holder") in facts]
+    told = [f"VF {i}: {_held(held)}" for i, held in used[:4]] + [f"and {len(used) - 4} more"] * (len(used) > 4)
+    what = f"takes all {count} VFs away" if name == "vfs" else "takes every VF from its driver"
+    return f"{what}, of which some are in use: {'; '.join(told)}" if used else ""
+
+
+def _disturbs(facts: Facts, key: str, value: Value) -> str:
+    """Some drivers take the link of a PF down while they make VFs or change the switch (R13, systemd#23315)."""
+    address, _, name = key.partition("/")
+    held = facts.get(f"{address}/holder")
+    if held is None or name not in ("vfs", "eswitch") or facts.get(key, Fact.fixed(None)).current == value:
+        return ""
+    return f"the link of the PF may go down meanwhile, which is in use: {_held(held.current)}"
+
+
+def _held(held: Reading) -> str:
+    return f"whether it is in use cannot be told ({held.reason})" if isinstance(held, Unknown) else str(held)
+
+
+def at_boot(facts: Facts) -> Sequence[Change]:
+    """What our boot unit makes again: what the record says and is not so."""
+    changes = []
+    for address in pci.addresses(facts):
+        recorded = facts.get(f"{address}/recorded", Fact.fixed(())).current
+        for name in recorded if isinstance(recorded, tuple) else ():
+            now, later = facts[f"{address}/{name}"]
+            if now != later and not isinstance(now, Unknown) and not isinstance(later, Unknown):
+                changes.append(Change(NAME, f"{address}/{name}", Facet.CURRENT, now, later))
+    return changes
+
+
+# -- changing -------------------------------------------------------------------------------------
+
+
+def apply(host: Host, changes: Sequence[Change]) -> None:
+    if changes[0].facet is Facet.NEXT_BOOT:
+        _write_record(host, changes)
+        return
+    by_pf: dict[str, dict[str, Value]] = {}
+    for change in changes:
+        address, _, name = change.key.partition("/")
+        by_pf.setdefault(address, {})[name] = change.after
+    for address, wanted in by_pf.items():
+        _change(host, address, wanted)
+
+
+def _write_record(host: Host, changes: Sequence[Change]) -> None:
+    record: dict[str, dict[str, Any]] = {address: dict(entry) for address, entry in boot.read(host, NAME).items()}
+    for change in changes:
+        address, _, name = change.key.partition("/")
+        now = pci.function(host, address).vendor_device
+        if record.get(address, {}).get("id") != now:
+            record[address] = {"id": now}
+        if change.after is None or (name == "vfs" and not change.after):
+            record[address].pop(name, None)
+        else:
+            record[address][name] = change.after
+    boot.put(host, NAME, {address: entry for address, entry in record.items() if len(entry) > 1})
+
+
+def _change(host: Host, address: str, wanted: Mapping[str, Value]) -> None:
+    """Change the running system for one PF, in the order that its drivers need."""
+    f = pci.function(host, address)
+    if _is_hidden(host, f):  # sriov-network-operator#2: such PFs were reset to no VFs, under their owner
+        raise ChangeFailed(f"{address}: its network interface is in another network namespace: left alone")
+    name = f.netdevs[0] if f.netdevs else ""
+    if name and ("up" in wanted or "mtu" in wanted):
+        host.set_link(name, up=_bool(wanted.get("up")), mtu=_number(wanted.get("mtu")))
+    if "eswitch" in wanted:
+        _set_eswitch(host, f, str(wanted["eswitch"]))
+    of_vfs = _by_vf(wanted)
+    if "vfs" in wanted:
+        count = _number(wanted["vfs"]) or 0
+        _remake(host, f, count, of_vfs, _bool(wanted.get("autoprobe")))
+        return
+    if "autoprobe" in wanted:
+        host.write(f"{f.path}/sriov_drivers_autoprobe", str(int(bool(wanted["autoprobe"]))))
+    for index, settings in of_vfs.items():
+        _set(host, name, index, settings)
+        _rebind(host, f.vfs[index], settings)
+    if "bound" in wanted:
+        vfs.probe(host, address)
+        vfs.settle(host, address, bound=True)
+
+
+def _by_vf(wanted: Mapping[str, Value]) -> dict[int, dict[str, Value]]:
+    found: dict[int, dict[str, Value]] = {}
+    for name, value in wanted.items():
+        if match := _VF_KEY.fullmatch(name):
+            found.setdefault(int(match[1]), {})[match[2]] = value
+    return found
+
+
+def _remake(
+    host: Host, f: pci.Function, count: int, wanted: Mapping[int, Mapping[str, Value]], autoprobe: bool | None
+) -> None:
+    """Make this many VFs. What those that stay were set to is set again, and what is wanted of each over it.
+
+    Where something is to be set, VFs are made without drivers: an mlx5 VF takes its address, and its node GUID from
+    it, when it is probed (sriov-cni#232), and a VF for vfio never shows up as an interface that somebody else grabs.
+    """
+    kept = _kept(host, f)
+    settings = {i: {**kept.get(i, {}), **wanted.get(i, {})} for i in range(count)}
+    probing = f"{f.path}/sriov_drivers_autoprobe"
+    before = bool(host.number(probing))
+    after = before if autoprobe is None else autoprobe
+    hold = any(settings.values()) and host.exists(probing)
+    if (not hold and after) != before:
+        host.write(probing, str(int(not hold and after)))
+    try:
+        vfs.make(host, f.address, count)
+        made = pci.virtual_functions(host, f.address)
+        for i, setting in settings.items():
+            _set(host, f.netdevs[0] if f.netdevs else "", i, setting)
+    finally:
+        if hold and after:
+            host.write(probing, "1")
+    for i, address in enumerate(made):
+        if settings[i].get("driver"):
+            vfs.bind(host, address, str(settings[i]["driver"]))
+    leave = {address for i, address in enumerate(made) if "driver" in settings[i] and settings[i]["driver"] is None}
+    if after and not leave:
+        vfs.probe(host, f.address)
+    vfs.settle(host, f.address, bound=after and not leave)
+
+
+def _kept(host: Host, f: pci.Function) -> dict[int, dict[str, Value]]:
+    """What VFs are set to now, as far as it is more than a new VF has."""
+    link = host.links(f.netdevs[:1]).get(f.netdevs[0]) if f.netdevs and f.vfs else None
+    kept: dict[int, dict[str, Value]] = {i: {} for i in range(len(f.vfs))}
+    for vf in link.vfs if link else ():
+        values = {name: getattr(vf, name) for name in _BY_NETLINK}
+        kept[vf.index] = {n: v for n, v in values.items() if v is not None and v != _PLAIN[n]}
+    for i, address in enumerate(f.vfs):
+        if pci.driver(host, address) == vfs.VFIO:
+            kept[i]["driver"] = vfs.VFIO
+    return kept
+
+
+def _set(host: Host, pf: str, index: int, settings: Mapping[str, Value]) -> None:
+    attributes: dict[str, Any] = {name: value for name, value in settings.items() if name in _BY_NETLINK}
+    if not attributes:
+        return
+    if not pf:
+        raise ChangeFailed(f"VF {index}: the PF has no network interface, through which its VFs are set")
+    if attributes.get("vlan") or "qos" in attributes or "proto" in attributes:
+        attributes = {"vlan": 0, "qos": 0, "proto": "802.1Q"} | attributes  # the kernel takes the three as one
+    try:
+        host.set_vf(pf, index, **attributes)
+    except HostError as e:
+        words = ", ".join(f"{name} {value}" for name, value in attributes.items())
+        hint = "Not every driver can set all of these; what its driver cannot do is left out of the profile."
+        raise ChangeFailed(f"{pf}: VF {index}: {words}: {e}", hint) from e
+
+
+def _rebind(host: Host, vf: str, settings: Mapping[str, Value]) -> None:
+    """Give a VF the driver that is wanted; one that has got another address reads it when it is probed again."""
+    bound = pci.driver(host, vf)
+    if "driver" in settings:
+        driver = settings["driver"]
+        vfs.bind(host, vf, None if driver is None else str(driver))
+    elif "mac" in settings and bound not in ("", vfs.VFIO):
+        vfs.bind(host, vf, None)
+        vfs.bind(host, vf, bound)
+
+
+def _set_eswitch(host: Host, f: pci.Function, mode: str) -> None:
+    """Change the mode of the embedded switch while no VF has a driver (R35); the PF goes down on the way (R39)."""
+    bound = {vf: pci.driver(host, vf) for vf in f.vfs}
+    for vf, driver in bound.items():
+        if driver:
+            vfs.bind(host, vf, None)
+    try:
+        if mode == "switchdev" and f.vendor_device in _NEEDS_INLINE:
+            host.run("devlink", "dev", "eswitch", "set", f"pci/{f.address}", "inline-mode", "transport", timeout=60)
+        host.run("devlink", "dev", "eswitch", "set", f"pci/{f.address}", "mode", mode, timeout=60)
+    except HostError as e:
+        raise ChangeFailed(f"{f.address}: eswitch {mode}: {e}", "Is the PF in a bond (EBUSY)? See dmesg.") from e
+    finally:
+        for vf, driver in bound.items():
+            if driver:
+                vfs.bind(host, vf, driver)
+    if f.netdevs:
+        host.set_link(f.netdevs[0], up=True)
+
+
+def _bool(value: Value) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _number(value: Value) -> int | None:
+    return value if type(value) is int else None
