@@ -39,10 +39,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
-
-from hostprep.sriov.holders import holders
 
 from hostprep import pci
 from hostprep.errors import ChangeFailed, CommandFailed, HostError
@@ -51,6 +49,7 @@ from hostprep.host.network import Link
 from hostprep.host.processes import Namespace
 from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Reading, Section, Unknown, Value
 from hostprep.sriov import boot, vfs
+from hostprep.sriov.holders import holders
 from hostprep.sriov.owners import Owner, Pf, owners
 
 NAME = "nic_vfs"
@@ -211,7 +210,7 @@ def _pf_facts(host: Host, s: Seen, interfaces: Mapping[str, Sequence[str]]) -> I
         yield "autoprobe", Fact(attempt(_autoprobe, host, f), None)
         yield "eswitch", Fact(attempt(_eswitch, host, f), None)
     for i, (address, driver) in enumerate(zip(f.vfs, drivers, strict=True)):
-        yield f"vf{i}/driver", Fact(driver or None, None)
+        yield f"vf{i}/driver", Fact(driver or "none", None)
         if address in interfaces:
             yield f"vf{i}/netdev", Fact.fixed(interfaces[address][0])
     if s.place:
@@ -281,7 +280,10 @@ def _with_next_boot(host: Host, facts: Facts, seen: Mapping[str, Seen]) -> Facts
             later: Reading = kept if isinstance(kept, Unknown) else kept.get(name, nothing)
             made[key] = made[key]._replace(next_boot=later)
         if not isinstance(kept, Unknown):
-            made |= {prefix + name: Fact(None, value) for name, value in kept.items() if prefix + name not in made}
+            unread = made.get(f"{address}/link", Fact.fixed(None)).current
+            for name, value in kept.items():
+                by_netlink = name in ("mtu", "up") or name.rpartition("/")[2] in _BY_NETLINK
+                made.setdefault(prefix + name, Fact(unread if by_netlink else None, value))
             made[f"{address}/recorded"] = Fact.fixed(tuple(kept))
         if found := owned if isinstance(owned, Unknown) else owned.get(address):
             made |= _owned(address, made[f"{address}/vfs"], found)
@@ -401,8 +403,6 @@ def _settings(entry: Section) -> dict[str, Value]:
     vlan = entry.get("vlan")
     if isinstance(vlan, dict):
         wanted |= {"vlan": vlan["id"], "qos": vlan.get("qos", 0), "proto": vlan.get("proto", "802.1Q")}
-    if wanted.get("driver") == "none":
-        wanted["driver"] = None
     return wanted
 
 
@@ -506,7 +506,8 @@ def at_boot(facts: Facts) -> Sequence[Change]:
         recorded = facts.get(f"{address}/recorded", Fact.fixed(())).current
         for name in recorded if isinstance(recorded, tuple) else ():
             now, later = facts[f"{address}/{name}"]
-            if now != later and not isinstance(now, Unknown) and not isinstance(later, Unknown):
+            enough = name == "mtu" and isinstance(now, int) and isinstance(later, int) and now >= later
+            if now != later and not enough and not isinstance(now, Unknown) and not isinstance(later, Unknown):
                 changes.append(Change(NAME, f"{address}/{name}", Facet.CURRENT, now, later))
     return changes
 
@@ -591,7 +592,7 @@ def _remake(
         host.write(probing, str(int(not hold and after)))
     try:
         vfs.make(host, f.address, count)
-        made = pci.virtual_functions(host, f.address)
+        made = pci.virtual_functions(host, f.address)[:count]  # a rehearsal still sees those that go
         for i, setting in settings.items():
             _set(host, f.netdevs[0] if f.netdevs else "", i, setting)
     finally:
@@ -599,11 +600,11 @@ def _remake(
             host.write(probing, "1")
     for i, address in enumerate(made):
         if settings[i].get("driver"):
-            vfs.bind(host, address, str(settings[i]["driver"]))
-    leave = {address for i, address in enumerate(made) if "driver" in settings[i] and settings[i]["driver"] is None}
-    if after and not leave:
+            vfs.bind(host, address, _driver(settings[i]["driver"]))
+    bound = after and not any(setting.get("driver") == "none" for setting in settings.values())
+    if bound:
         vfs.probe(host, f.address)
-    vfs.settle(host, f.address, bound=after and not leave)
+    vfs.settle(host, f.address, bound=bound)
 
 
 def _kept(host: Host, f: pci.Function) -> dict[int, dict[str, Value]]:
@@ -639,8 +640,7 @@ def _rebind(host: Host, vf: str, settings: Mapping[str, Value]) -> None:
     """Give a VF the driver that is wanted; one that has got another address reads it when it is probed again."""
     bound = pci.driver(host, vf)
     if "driver" in settings:
-        driver = settings["driver"]
-        vfs.bind(host, vf, None if driver is None else str(driver))
+        vfs.bind(host, vf, _driver(settings["driver"]))
     elif "mac" in settings and bound not in ("", vfs.VFIO):
         vfs.bind(host, vf, None)
         vfs.bind(host, vf, bound)
@@ -664,6 +664,10 @@ def _set_eswitch(host: Host, f: pci.Function, mode: str) -> None:
                 vfs.bind(host, vf, driver)
     if f.netdevs:
         host.set_link(f.netdevs[0], up=True)
+
+
+def _driver(value: Value) -> str | None:
+    return None if value in (None, "none") else str(value)
 
 
 def _bool(value: Value) -> bool | None:

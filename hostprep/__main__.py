@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from hostprep.errors import HostprepError
 
 _WITH_VALUE = {"--profile", "--format", "--output", "--only"}
-_FLAGS = {"check": {"--no-publish"}, "apply": {"--yes", "--no-publish"}}
+_FLAGS = {"check": {"--no-publish"}, "apply": {"--yes", "--no-publish", "--boot"}}
 _FORMATS = {"text", "json", "prometheus", "nagios", "junit"}
 
 
@@ -114,8 +114,12 @@ def _plain(argv: Sequence[str]) -> Callable[[], int] | None:
         return None
     if values["--format"] and values["--format"][0] not in _FORMATS:
         return None
+    if "--boot" in flags and (any(values.values()) or "--no-publish" in flags):
+        return None
     from hostprep import commands
 
+    if "--boot" in flags:
+        return commands.recreate
     look = commands.Look(
         profile=next(iter(values["--profile"]), None),
         only=tuple(values["--only"]),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from hostprep import __version__, commands, engine, registry
 from hostprep.errors import UsageError
@@ -250,7 +251,10 @@ def plan(
 @_publish
 @_allow
 @click.option("--yes", is_flag=True, help="Do not ask. Needed where there is no terminal.")
+@click.option("--boot", is_flag=True, help="Only make again what no kernel keeps over a reboot, as recorded.")
+@click.pass_context
 def apply(
+    ctx: click.Context,
     profile: str | None,
     only: tuple[str, ...],
     deadline: int,
@@ -259,13 +263,23 @@ def apply(
     no_publish: bool,
     allowed: tuple[str, ...],
     yes: bool,
+    boot: bool,
 ) -> int:
     """Make this host what the profile says. Needs root.
 
     Shows what it will do and asks; then looks again, and ends with the findings. Every change is journalled before
     it is made and can be taken back. A value that somebody else changed meanwhile is not overwritten. What would
     disrupt work in use is refused unless --allow-disruption names the check. hostprep does not reboot.
+
+    --boot is for hostprep-apply.service, which apply installs where it is needed: without a profile and without
+    asking it makes again what apply has recorded in /etc/hostprep/boot, such as virtual functions and their addresses.
     """
+    if boot:
+        given = [name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
+        if stray := [name for name in given if name not in ("boot", "yes")]:
+            option = next(o.opts[0] for o in ctx.command.params if o.name == stray[0])
+            raise UsageError(f"--boot does what was recorded, and takes no {option}", "Leave one of the two out.")
+        return commands.recreate()
     return commands.apply(
         commands.Look(profile, only, output_format, output, None, deadline, not no_publish), allowed, yes
     )

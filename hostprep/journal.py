@@ -2,6 +2,7 @@
 
     {"event": "begin", ...change}    about to make it
     {"event": "end",   ...change}    what the host read afterwards
+    {"event": "remark", ...change}   what a tool said meanwhile that no later look shows
     {"event": "left",  ...change}    a revert has left it as it is: nothing takes it back
     {"event": "file",  ...}          a file about to be written: as it was, and the digest of what it becomes;
                                      without `before`: what it is now, when the writing is over
@@ -68,17 +69,13 @@ class Journal:
         final = final or {}
         self._append({"event": "begin", **_change_to_json(c), "final": final.get(c, "")} for c in changes)
 
-    def end(
-        self,
-        changes: Iterable[Change],
-        remarks: Mapping[Change, str] | None = None,
-        final: Mapping[Change, str] | None = None,
-    ) -> None:
-        remarks, final = remarks or {}, final or {}
-        self._append(
-            {"event": "end", **_change_to_json(c), "remark": remarks.get(c, ""), "final": final.get(c, "")}
-            for c in changes
-        )
+    def end(self, changes: Iterable[Change], final: Mapping[Change, str] | None = None) -> None:
+        final = final or {}
+        self._append({"event": "end", **_change_to_json(c), "final": final.get(c, "")} for c in changes)
+
+    def remark(self, change: Change, word: str) -> None:
+        """What a tool said of a change that has begun; kept also where the host cannot be read afterwards."""
+        self._append([{"event": "remark", **_change_to_json(change), "remark": word}])
 
     def leave(self, changes: Iterable[Change]) -> None:
         """What cannot be taken back stays as it is, and is not asked for again."""
@@ -105,6 +102,10 @@ class Journal:
                 continue
             change: Change = entry["change"]
             setting = (change.check, change.key, change.facet)
+            if entry["event"] == "remark":
+                if setting in standing:
+                    standing[setting] = standing[setting]._replace(remark=entry["remark"])
+                continue
             first = standing.pop(setting, None)
             if entry["event"] == "left":
                 continue
@@ -114,7 +115,8 @@ class Journal:
                     joined = joined._replace(after=change.before)
                 standing[setting] = Standing(joined, entry["boot_id"], begun=change, final=entry["final"])
             elif joined.before != joined.after:
-                standing[setting] = Standing(joined, entry["boot_id"], remark=entry["remark"], final=entry["final"])
+                said = first.remark if first is not None and first.begun else ""
+                standing[setting] = Standing(joined, entry["boot_id"], remark=said, final=entry["final"])
         return list(standing.values())
 
     def kept_files(self) -> list[KeptFile]:
@@ -215,7 +217,7 @@ def _parsed(entry: dict[str, Any]) -> dict[str, Any]:
     if event == "file":
         before = None if entry["before"] is None else _file_from_json(entry["before"])
         return {"event": event, "path": str(entry["path"]), "before": before, "digest": entry["digest"]}
-    if event not in ("begin", "end", "left"):
+    if event not in ("begin", "end", "remark", "left"):
         raise ValueError(event)
     ends = (from_json(entry["before"]), from_json(entry["after"]))
     change = Change(entry["check"], entry["key"], Facet(entry["facet"]), *ends)  # type: ignore[arg-type]  # never Unknown: a change has values
@@ -229,13 +231,14 @@ def recalled(finding: Finding, standing: Iterable[Standing], boot_id: str) -> Fi
     What hostprep has set, and a boot since then has not brought, is never waited for by yet another reboot: that is
     how hosts reboot without end (sriov-network-operator#1082, OCPBUGS-86028).
     """
-    if finding.status is not Status.PENDING:
-        return finding
+    want = finding.desired
+    if finding.status is not Status.PENDING or (want is not None and want.live and not want.refused_now):
+        return finding  # what can be had at once needs no boot at all
     setting = (finding.check, finding.key, Facet.NEXT_BOOT)
     for s in standing:
         if s.change[:3] != setting or s.change.after != finding.fact.next_boot:
             continue
-        if s.boot_id != boot_id:
+        if boot_id and s.boot_id != boot_id:
             why = "This was set before the last boot, and that boot has not brought it: a reboot is not enough."
         elif s.remark == POWER_CYCLE:
             why = "The device says that a reboot is not enough for this."

@@ -1,4 +1,4 @@
-"""PCI functions as sysfs shows them, and the one way in which a profile selects them. Facts are keyed by PCI address."""
+"""PCI functions as sysfs shows them, and the one way in which a profile selects them."""
 
 from __future__ import annotations
 

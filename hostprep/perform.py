@@ -41,11 +41,10 @@ class Performer:
         self.progress = progress
         self.failures: list[Failure] = []
         self._sections: Mapping[str, Section] = {}
-        self._remarks: dict[Change, str] = {}
         self._final: dict[Change, str] = {}  # why what is being done cannot be taken back
         self._looking = host
         self._written: dict[str, FileState] = {}  # what the files of the batch in hand were before it
-        self.host = host.keeping(self._keep, self._remarks.__setitem__, progress)
+        self.host = host.keeping(self._keep, journal.remark, progress)
 
     def _keep(self, path: str, before: FileState, after: FileState | None) -> None:
         self.journal.keep(path, before, after)
@@ -210,7 +209,6 @@ class Performer:
         if isinstance(facts, Unknown):
             return
         ended: list[Change] = []
-        remarks: dict[Change, str] = {}
         final: dict[Change, str] = {}
         for change in batch.todo:
             now = reading_of(facts, change)
@@ -218,12 +216,10 @@ class Performer:
                 continue
             ended.append(change._replace(after=now))
             final[ended[-1]] = self._final.get(change, "")
-            if remark := self._remarks.pop(change, ""):
-                remarks[ended[-1]] = remark
             if change.facet is Facet.CURRENT and now != change.after:
                 self.progress(f"{name_of(change)}: asked for {show(change.after)}, the running system has {show(now)}")
         try:
-            self.journal.end(ended, remarks, final)
+            self.journal.end(ended, final)
         except StateError as e:
             self._fail(batch.todo, e)
 

@@ -92,7 +92,9 @@ class Report(NamedTuple):
 
     @property
     def reboot_required(self) -> bool:
-        return any(f.status is Status.PENDING and f.counts for f in self.findings)
+        """Does a reboot bring anything? Not while something waits for a power cycle, which brings the rest too."""
+        statuses = {f.status for f in self.findings if f.counts}
+        return Status.PENDING in statuses and Status.POWER_CYCLE not in statuses
 
 
 class Identity(NamedTuple):

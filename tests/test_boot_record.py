@@ -190,11 +190,12 @@ def test_systemd_starts_the_unit_at_the_next_boot(make_host: MakeHost, more: Map
     assert boot.effective(make_host(SYSTEMD | dict(more))) is expected
 
 
+@pytest.mark.parametrize("folder", [f"{ETC}.d", "/usr/lib/systemd/system/service.d"])
 @pytest.mark.parametrize(
     "line", ["ConditionHost=other", "ExecStart=", "AssertPathExists=/x", "ExecCondition=/bin/false"]
 )
-def test_a_drop_in_that_decides_makes_it_unknown(make_host: MakeHost, line: str) -> None:
-    host = make_host(SYSTEMD | ENABLED | {f"{ETC}.d/50-site.conf": f"[Service]\n{line}\n"})
+def test_a_drop_in_that_decides_makes_it_unknown(make_host: MakeHost, line: str, folder: str) -> None:
+    host = make_host(SYSTEMD | ENABLED | {f"{folder}/50-site.conf": f"[Service]\n{line}\n"})
     with pytest.raises(HostError, match="50-site"):
         boot.effective(host)
 

@@ -59,6 +59,8 @@ PLAIN = [
     ["check", "--only", "swap", "--only", "swap"],
     ["check", "--no-publish", "--no-publish", "--format", "nagios"],
     ["check", "--profile", "a=b.yaml"],
+    ["apply", "--boot"],
+    ["apply", "--yes", "--boot"],
 ]
 NOT_PLAIN = [
     [],
@@ -77,6 +79,9 @@ NOT_PLAIN = [
     ["check", "--format", "xml"],
     ["check", "--format", "text", "--format", "json"],
     ["apply", "--allow-disruption", "swap"],
+    ["apply", "--boot", "--only", "swap"],
+    ["apply", "--boot", "--no-publish"],
+    ["check", "--boot"],
     ["plan"],
     ["revert"],
 ]
@@ -87,6 +92,7 @@ def test_the_plain_reader_and_click_read_the_same(words: list[str], monkeypatch:
     read: list[tuple[object, ...]] = []
     monkeypatch.setattr(commands, "check", lambda look: read.append((look,)) or 0)
     monkeypatch.setattr(commands, "apply", lambda look, allowed, yes: read.append((look, tuple(allowed), yes)) or 0)
+    monkeypatch.setattr(commands, "recreate", lambda: read.append(("boot",)) or 0)
     plain = entry._plain(words)
     assert plain is not None
     assert (plain(), cli.run(words)) == (0, 0)
@@ -130,6 +136,15 @@ def test_the_common_path_imports_nothing_dear(tmp_path: Path) -> None:
         (["check", "--deadline", "soon"], 2, "'soon' is not a duration", "hostprep check --help"),
         (["check", "--profile", "nope"], 78, "there is no profile named 'nope'", "Known: baseline"),
         (["check", "--profile", "./nope.yaml"], 78, "nope.yaml: No such file", "hostprep profiles list"),
+        *(
+            (
+                ["apply", "--boot", option, "swap"],
+                2,
+                f"--boot does what was recorded, and takes no {option}",
+                "Leave one",
+            )
+            for option in ("--profile", "--only", "--allow-disruption", "--output")
+        ),
         (["inspect", "--only", "swop"], 2, "there is no check named 'swop'", "Known: hardware"),
         (["explain", "swop"], 2, "there is no check named 'swop'", "Known: hardware"),
         (["profiles", "validate", "nope"], 78, "there is no profile named 'nope'", "A file is given by its path"),

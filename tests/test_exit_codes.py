@@ -22,7 +22,7 @@ from hostprep import commands, errors, profile_files, profile_source, registry, 
 from hostprep.model import Desired, Fact, Finding, Status
 
 ROOT = Path(__file__).parent.parent
-OF_STATUS = {"pass": 0, "volatile": 0, "fail": 1, "unknown": 3, "pending-reboot": 4}
+OF_STATUS = {"pass": 0, "volatile": 0, "fail": 1, "unknown": 3, "pending-reboot": 4, "pending-power-cycle": 4}
 HERE = report.Identity("node01", "0123", "1111", "6.1.0")
 
 
@@ -49,7 +49,9 @@ def test_the_verdict_gives_the_same_status_in_every_format(status: str, name: st
     assert report.exit_code(made(status), name) == OF_STATUS[status]
 
 
-@pytest.mark.parametrize(("status", "code"), [("pass", 0), ("pending-reboot", 1), ("fail", 2), ("unknown", 3)])
+@pytest.mark.parametrize(
+    ("status", "code"), [("pass", 0), ("pending-reboot", 1), ("pending-power-cycle", 1), ("fail", 2), ("unknown", 3)]
+)
 def test_nagios_alone_has_codes_of_its_own(status: str, code: int) -> None:
     assert report.exit_code(made(status), "nagios") == code
 

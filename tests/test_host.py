@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -145,6 +146,17 @@ def test_numbers(make_host: MakeHost, text: str, number: int | None) -> None:
     else:
         assert host.number("/sys/n") == number
     assert "not there" in refusal(host.number, "/sys/m")
+
+
+@pytest.mark.parametrize(
+    ("path", "code"), [("/none", errno.ENOENT), ("/etc", errno.EISDIR), ("/etc/x/y", errno.ENOTDIR)]
+)
+def test_what_the_kernel_said_is_kept_as_its_number(make_host: MakeHost, path: str, code: int) -> None:
+    """EBUSY of sriov_numvfs means another thing than ERANGE, whatever words the locale has for them."""
+    host = make_host({"/etc/x": ""})
+    with pytest.raises(HostError) as e:
+        Host(host.root).write(path, "8")
+    assert e.value.code == code
 
 
 def test_a_path_made_of_garbage_is_an_error_of_the_host() -> None:

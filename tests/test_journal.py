@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from hostprep import commands, state
 from hostprep.errors import StateError
 from hostprep.host import ABSENT, FileState
-from hostprep.journal import Journal, digest
-from hostprep.model import Change, Facet, Value
+from hostprep.journal import POWER_CYCLE, Journal, digest, recalled
+from hostprep.model import Change, Desired, Facet, Fact, Finding, Status, Value
 
 FIRST, SECOND, THEIRS = (FileState("file", text) for text in (b"first", b"second", b"theirs"))
 FOUND = FileState("file", b"found", mode=0o600)
@@ -137,6 +138,63 @@ def test_a_journal_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
         Journal(str(tmp_path / "journal")).begin([change(0, 16)])
 
 
+# -- is a reboot enough? --------------------------------------------------------------------------
+
+OURS = Change("nic", "NUM_OF_VFS", Facet.NEXT_BOOT, 0, 8)
+WAITS = Finding("nic", "NUM_OF_VFS", Status.PENDING, Fact(0, 8), Desired(8, live=False))
+REBOOT, POWER = Status.PENDING, Status.POWER_CYCLE
+RECALLED = [
+    ("set in this boot", "this-boot", [OURS], "", WAITS, REBOOT),
+    ("set in this boot, and a reboot is not enough", "this-boot", [OURS], POWER_CYCLE, WAITS, POWER),
+    ("a boot has not brought it", "old", [OURS], "", WAITS, POWER),
+    ("by somebody else", "old", [], "", WAITS, REBOOT),
+    ("somebody else's value since", "old", [OURS], "", WAITS._replace(fact=Fact(0, 16)), REBOOT),
+    ("the running system's side", "old", [OURS._replace(facet=Facet.CURRENT)], "", WAITS, REBOOT),
+    ("another setting", "old", [OURS._replace(key="SRIOV_EN")], POWER_CYCLE, WAITS, REBOOT),
+    ("another check's", "old", [OURS._replace(check="other")], POWER_CYCLE, WAITS, REBOOT),
+    ("taken back", "old", [OURS, OURS.inverse()], POWER_CYCLE, WAITS, REBOOT),
+    ("wrong, and waiting for nothing", "old", [OURS], "", WAITS._replace(status=Status.FAIL), Status.FAIL),
+    ("unknown", "old", [OURS], POWER_CYCLE, WAITS._replace(status=Status.UNKNOWN), Status.UNKNOWN),
+    ("there", "old", [OURS], POWER_CYCLE, WAITS._replace(status=Status.PASS), Status.PASS),
+]
+
+
+@pytest.mark.parametrize(
+    ("boot", "made", "remark", "found", "status"), [r[1:] for r in RECALLED], ids=[r[0] for r in RECALLED]
+)
+def test_what_a_boot_has_not_brought_is_not_waited_for_by_yet_another(
+    tmp_path: Path, boot: str, made: list[Change], remark: str, found: Finding, status: Status
+) -> None:
+    """sriov-network-operator#1082, OCPBUGS-86028: hosts that reboot without end."""
+    journal = Journal(str(tmp_path / "journal"), boot)
+    for step in made:
+        journal.begin([step])
+        if remark:
+            journal.remark(step, remark)
+        journal.end([step])
+    told = recalled(found, journal.standing(), "this-boot")
+    assert told.status is status
+    if status is POWER:
+        assert told.fix.startswith("Power-cycle this host")
+    else:
+        assert told == found
+
+
+def test_a_change_that_was_cut_off_before_the_boot_is_one_that_it_has_not_brought(tmp_path: Path) -> None:
+    Journal(str(tmp_path / "journal"), "old").begin([OURS])
+    assert recalled(WAITS, Journal(str(tmp_path / "journal")).standing(), "this-boot").status is POWER
+
+
+@pytest.mark.parametrize("text", ["rubbish\n", "{}\n"])
+def test_a_journal_that_cannot_be_read_tells_nothing_of_the_past(text: str) -> None:
+    """A look goes on: the host waits for a reboot, as its facts say."""
+    os.makedirs(state.state_dir())
+    Path(state.journal_path()).write_text(text)
+    with pytest.raises(StateError):
+        Journal(state.journal_path()).standing()
+    assert commands._recalled([WAITS], "this-boot") == [WAITS]
+
+
 # -- kept files -----------------------------------------------------------------------------------
 
 KEPT = [
@@ -189,3 +247,13 @@ def test_while_a_foreign_tool_writes_anything_is_its_work_and_then_only_what_it_
 )
 def test_a_digest_is_of_content_kind_mode_and_owner(a: FileState, b: FileState, same: bool) -> None:
     assert (digest(a) == digest(b)) is same
+
+
+def test_a_remark_is_kept_where_the_host_could_not_be_read_afterwards(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path / "journal"), "this-boot")
+    journal.begin([change(0, 8)])
+    journal.remark(change(0, 8), "power-cycle")
+    assert [s.remark for s in journal.standing()] == ["power-cycle"]
+    journal.begin([change(8, 16)])
+    journal.end([change(8, 16)])
+    assert [s.remark for s in journal.standing()] == [""], "the remark was about the change before"

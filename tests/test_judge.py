@@ -72,6 +72,19 @@ def test_a_setting_that_is_nowhere_is_not_set() -> None:
     assert (found.status, found.fact) == (Status.FAIL, Fact(None, None))
 
 
+@pytest.mark.parametrize(
+    ("counted", "expected"), [(2, "pass"), (1, "fail"), (0, "fail"), (3, "fail"), (GONE, "unknown")]
+)
+def test_what_was_counted_among_the_facts_is_judged_as_a_fact_and_never_changed(
+    counted: Reading, expected: str
+) -> None:
+    """How many cards a selector matched: one that matches nothing is no pass."""
+    desired = Desired(2, live=False, persist=False, counted=counted)
+    (found,) = judge("x", {"k": Fact(2, 2)}, {"k": desired})
+    assert (found.status.value, found.fact) == (expected, Fact.fixed(counted))
+    assert plan([found]) == []
+
+
 def test_the_undo_of_a_change_is_the_change_with_its_ends_swapped() -> None:
     change = Change("x", "k", NOW, None, 8)
     assert change.inverse() == Change("x", "k", NOW, 8, None)
@@ -126,7 +139,12 @@ def test_a_size_is_shown_in_the_unit_in_which_it_was_asked_for(
 # -- the verdict ----------------------------------------------------------------------------------
 
 PROFILE = Profile("t", "0" * 64, {})
-WORST_FIRST = [("fail", "not-ready", 1), ("unknown", "unknown", 3), ("pending-reboot", "pending-reboot", 4)]
+WORST_FIRST = [
+    ("fail", "not-ready", 1),
+    ("unknown", "unknown", 3),
+    ("pending-power-cycle", "pending-power-cycle", 4),  # a reboot alone would not bring it
+    ("pending-reboot", "pending-reboot", 4),
+]
 
 
 def verdict(*findings: Finding) -> tuple[str, int]:
@@ -157,7 +175,7 @@ def test_advisory_and_waived_findings_do_not_decide_and_nothing_looked_at_is_not
 def test_what_is_unknown_cannot_be_waived(found: Status) -> None:
     waivers = (Waiver("x/*", "because", "2030-12-31"),)
     weighed = weigh(finding(found), PROFILE._replace(waivers=waivers), "2030-12-31")
-    assert bool(weighed.waived) == (found in (Status.FAIL, Status.PENDING))
+    assert bool(weighed.waived) == (found in (Status.FAIL, Status.PENDING, Status.POWER_CYCLE))
 
 
 def test_an_expired_waiver_has_no_effect_and_is_said() -> None:

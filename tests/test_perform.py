@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import apply, statuses
+from conftest import apply, profile, statuses
 from fake_kernel import FakeKernel, reboot, swap_commands, with_swap
 from fakes import HUGE_2M, debian, mkconfig
 
-from hostprep import registry
+from hostprep import engine, registry
 from hostprep.errors import HostError, StateError
 from hostprep.host import FileState, Host
 from hostprep.journal import Journal
 from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Section
-from hostprep.perform import Performer
+from hostprep.perform import Performer, converge
 from hostprep.registry import Check
 from hostprep.revert import rehearse, revert
 
@@ -131,6 +131,71 @@ def test_a_check_that_only_asserts_changes_nothing(host: FakeKernel, journal: Jo
     before = everything(host)
     apply(host, ALL, journal, assert_only=("hugepages", "swap", "kernel_args"))
     assert (everything(host), host.ran) == (before, [])
+
+
+class Things:
+    """A check of files without end: it looks only at those that it is told of."""
+
+    NAME = "things"
+    SCHEMA: dict[str, Any] = {}  # noqa: RUF012  # a module's constant, as the protocol has it
+
+    def asked(self, want: Section, keys: Iterable[str]) -> Sequence[str]:
+        return sorted({*(want or {}), *keys})
+
+    def inspect(self, host: Host, names: Sequence[str] = ()) -> Facts:
+        return {name: Fact.fixed(host.read(f"/things/{name}")) for name in names}
+
+    def decide(self, facts: Facts, want: Section) -> Goals:
+        return {name: Desired(value, live=False) for name, value in want.items()}
+
+    def apply(self, host: Host, changes: Sequence[Change]) -> None:
+        for c in changes:
+            host.remark(c, "power-cycle")
+            host.replace(f"/things/{c.key}", None if c.after is None else str(c.after))
+
+
+def things(host: FakeKernel, journal: Journal) -> tuple[dict[str, Check], Performer]:
+    """A host on which one thing of two is as wanted, and the other was made so."""
+    host.put("/things/a", "old")
+    host.put("/things/b", "new")
+    checks: dict[str, Check] = {"things": Things()}
+    wanted = profile({"things": {"a": "new", "b": "new", "c": "new"}})
+    planned = engine.planned(engine.examine(host, wanted, checks), wanted, checks, ())
+    performer = Performer(host, checks, journal, lambda line: None)
+    converge(performer, [p.change for p in planned], wanted.sections, ())
+    assert performer.failures == []
+    return checks, performer
+
+
+def test_a_check_of_things_without_end_looks_at_what_profile_and_journal_name(
+    host: FakeKernel, journal: Journal
+) -> None:
+    before = everything(host) | {"/things/a": (0o100644, "old"), "/things/b": (0o100644, "new")}
+    checks, performer = things(host, journal)
+    assert engine.inspect(host, checks)["things"].facts == {}
+    assert performer.facts(checks["things"]) == {name: Fact.fixed("new") for name in "abc"}
+    later = Performer(host, checks, journal, lambda line: None)
+    assert later.facts(checks["things"]) == {"a": Fact.fixed("new"), "c": Fact.fixed("new")}, "what it has changed"
+    assert [c.key for c in rehearse(host, checks, journal)[0]] == ["c", "a"]
+    assert not take_back(host, journal, checks).failures
+    assert host.snapshot() == {path: state for path, state in before.items() if state != "directory"}
+    assert journal.standing() == []
+
+
+def test_what_a_tool_remarked_is_journalled_with_its_change(host: FakeKernel, journal: Journal) -> None:
+    things(host, journal)
+    assert {(s.change.key, s.remark) for s in journal.standing()} == {("a", "power-cycle"), ("c", "power-cycle")}
+
+
+def test_a_remark_of_a_change_that_failed_is_not_journalled(
+    host: FakeKernel, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Things, "apply", lambda self, host, changes: host.remark(changes[0], "power-cycle"))
+    host.put("/things/a", "old")
+    performer = Performer(host, {"things": Things()}, journal, lambda line: None)
+    performer.perform([Change("things", "a", LATER, "old", "new")], {"things": {"a": "new"}})
+    assert "the next boot still brings old" in reasons(performer)
+    assert journal.standing() == []
 
 
 # -- failures -------------------------------------------------------------------------------------

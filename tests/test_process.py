@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hostprep.errors import HostError
+from hostprep.errors import CommandFailed, HostError
 from hostprep.host import process
 
 Program = Callable[[str], str]
@@ -93,6 +93,28 @@ def test_stdout_is_the_answer(program: Program, script: str, stdout: str) -> Non
 )
 def test_a_failure_says_how_it_ended_and_what_it_said(program: Program, script: str, said: str) -> None:
     assert refusal(program(script)).partition(": ")[2].rstrip() == said
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "output"),
+    [
+        ("echo out; echo err >&2; exit 3", 3, "out\nerr\n"),
+        ("echo one; echo two; exit 1", 1, "one\ntwo\n"),
+        ("kill -KILL $$", -signal.SIGKILL, ""),
+    ],
+)
+def test_who_knows_a_tool_is_told_its_status_and_all_that_it_said(script: str, status: int, output: str) -> None:
+    """mstconfig says on stdout what went wrong, and its last line is not always what tells."""
+    with pytest.raises(CommandFailed) as e:
+        process.run(["sh", "-c", script], 10)
+    assert (e.value.status, e.value.output) == (status, output)
+
+
+@pytest.mark.parametrize(("argv", "timeout"), [(["hostprep-no-such-tool"], 10), (["sleep", "10"], 0.1)])
+def test_what_did_not_run_to_its_end_is_no_command_that_failed(argv: list[str], timeout: float) -> None:
+    with pytest.raises(HostError) as e:
+        process.run(argv, timeout)
+    assert not isinstance(e.value, CommandFailed)
 
 
 def test_a_long_complaint_is_cut(program: Program) -> None:

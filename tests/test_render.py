@@ -38,7 +38,7 @@ def lines(*findings: Finding, width: int = render.WIDTH) -> list[str]:
 
 
 PASS, FAIL, UNKNOWN = finding(), finding(Status.FAIL), finding(Status.UNKNOWN)
-PENDING, VOLATILE = finding(Status.PENDING), finding(Status.VOLATILE)
+PENDING, VOLATILE, POWER = (finding(s) for s in (Status.PENDING, Status.VOLATILE, Status.POWER_CYCLE))
 ADVISORY, WAIVED = FAIL._replace(advisory=True), FAIL._replace(waived="dumps (until 2999-01-01)")
 
 
@@ -52,6 +52,10 @@ ADVISORY, WAIVED = FAIL._replace(advisory=True), FAIL._replace(waived="dumps (un
         ([PASS, ADVISORY, UNKNOWN._replace(advisory=True)], "READY: 1 passed; advisory: 1 failed, 1 unknown"),
         ([PASS, UNKNOWN, FAIL, FAIL], "NOT READY: 2 failed, 1 unknown, 1 passed"),
         ([PENDING, PASS], "NOT READY before a reboot: 1 waiting for a reboot, 1 passed"),
+        (
+            [PENDING, POWER, PASS],
+            "NOT READY before a power cycle: 1 waiting for a power cycle, 1 waiting for a reboot, 1 passed",
+        ),
         ([UNKNOWN, PENDING], "NOT READY, as far as can be told: 1 unknown, 1 waiting for a reboot"),
         (
             [ADVISORY],
@@ -197,7 +201,8 @@ def test_each_sample_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("findings", "start"),
     [
-        ([PASS], "HOSTPREP OK - 1 passed | pass=1 volatile=0 pending-reboot=0 fail=0 unknown=0 duration="),
+        ([PASS], "HOSTPREP OK - 1 passed | pass=1 volatile=0 pending-reboot=0 pending-power-cycle=0 fail=0 "),
+        ([POWER], "HOSTPREP WARNING - 1 waiting for a power cycle: swap/devices pending-power-cycle | "),
         ([PASS, ADVISORY], "HOSTPREP OK - 1 passed; advisory: 1 failed | "),
         ([PASS, WAIVED], "HOSTPREP OK - 1 passed, 1 waived: swap/devices waived: dumps (until 2999-01-01) | "),
         ([PENDING], "HOSTPREP WARNING - 1 waiting for a reboot: swap/devices pending-reboot | "),
@@ -208,6 +213,18 @@ def test_each_sample_is_one_line() -> None:
 )
 def test_nagios_gets_one_line(findings: list[Finding], start: str) -> None:
     assert render.nagios(made(*findings)).startswith(start)
+
+
+def test_what_waits_for_a_power_cycle_is_told_apart_from_what_waits_for_a_reboot() -> None:
+    """Whoever reboots by hostprep_reboot_required must not do so where no reboot helps."""
+    metrics = render.prometheus(made(POWER)).splitlines()
+    assert 'hostprep_verdict{verdict="pending-power-cycle"} 1' in metrics
+    assert "hostprep_reboot_required 0" in metrics
+    assert 'hostprep_check_status{check="swap",status="pending-power-cycle"} 1' in metrics
+    (suite,) = ET.fromstring(render.junit(made(POWER))).findall("testsuite")
+    assert suite.get("failures") == "1"
+    row = next(line for line in lines(POWER) if "devices" in line)
+    assert row.split()[0] == "power"
 
 
 def test_nagios_gets_one_line_and_one_bar_whatever_the_host_says() -> None:

@@ -81,6 +81,10 @@ def test_the_report_of_a_host_is_as_the_schema_says(make_host: MakeHost, swaps: 
         (("pending-reboot", "unknown"), "unknown"),
         (("unknown", "fail"), "not-ready"),
         (("pending-reboot", "fail"), "not-ready"),
+        (("pass", "pending-power-cycle"), "pending-power-cycle"),
+        (("pending-reboot", "pending-power-cycle"), "pending-power-cycle"),
+        (("pending-power-cycle", "unknown"), "unknown"),
+        (("pending-power-cycle", "fail"), "not-ready"),
         ((), "unknown"),
     ],
 )
@@ -89,6 +93,14 @@ def test_the_worst_finding_decides(statuses: tuple[str, ...], verdict: str) -> N
     for order in (statuses, statuses[::-1]):
         data = valid(made(*(finding(Status(s)) for s in order)))
         assert (data["verdict"], data["ready"]) == (verdict, verdict == "ready")
+
+
+@pytest.mark.parametrize(("status", "required"), [("pending-reboot", True), ("pending-power-cycle", False)])
+def test_a_reboot_is_asked_for_only_where_it_brings_something(status: str, required: bool) -> None:
+    """Who reboots a host for a setting that no reboot brings reboots it for ever (sriov-network-operator#1082)."""
+    data = valid(made(finding(Status(status)), finding(Status.PASS)))
+    assert (data["reboot_required"], data["ready"]) == (required, False)
+    assert valid(report.from_dict(data)) == data
 
 
 def test_advisory_and_waived_findings_do_not_decide() -> None:

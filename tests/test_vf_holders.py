@@ -31,7 +31,9 @@ def make_host(make_host: MakeHost) -> MakeHost:
 def by_class(files: Mapping[str, str]) -> dict[str, str]:
     found = {}
     for path in files:
-        if match := re.fullmatch(rf"({pci.DEVICES}/[^/]+/(net|infiniband_verbs|infiniband_mad|uio)/([^/]+))/(.+)", path):
+        if match := re.fullmatch(
+            rf"({pci.DEVICES}/[^/]+/(net|infiniband_verbs|infiniband_mad|uio)/([^/]+))/(.+)", path
+        ):
             device, kind, name, entry = match.groups()
             found[f"/sys/class/{kind}/{name}"] = f"-> ../..{device.removeprefix('/sys')}"
             if entry.startswith("upper_"):

@@ -493,8 +493,10 @@ class Host:
     def _real_link(self, path: str) -> str:
         """Like real(), but the last component is not followed."""
         _must_be_a_path(path)
-        directory, name = os.path.split(path)
-        return os.path.join(self.real(directory), name) if name not in ("", ".", "..") else self.real(path)
+        directory, _, name = path.rpartition("/")
+        if name in ("", ".", ".."):
+            return self.real(path)
+        return f"{self.real(directory)}/{name}" if self.root else path
 
 
 def attempt(read: Callable[..., T], *args: object) -> T | Unknown:

@@ -197,8 +197,10 @@ def _wanted_by(host: Host) -> str:
 
 
 def _dropins(host: Host) -> Iterator[str]:
+    """Those of our unit, of all whose names begin as its does, and of all services."""
     for folder in (_ETC, *_PROVIDED):
-        yield from host.glob(f"{folder}/{UNIT}.d/*.conf")
+        for name in (UNIT, "hostprep-.service", "service"):
+            yield from host.glob(f"{folder}/{name}.d/*.conf")
 
 
 def _starts_us(host: Host, text: str) -> bool:
@@ -260,12 +262,10 @@ def _is_ours(host: Host, path: str) -> bool:
 
 def unit(host: Host) -> str:
     """The text of our unit, which starts the hostprep that is running now."""
-    for path in (program := command()[0], _PACKAGE):
+    for path in (command()[0], sys.executable, _PACKAGE):
         if why := host.untrusted(path):
             hint = "Install hostprep where only root can write, such as a virtual environment in /opt."
             raise ChangeFailed(f"root would run this at every boot, and others could change it: {why}", hint)
-    if not _is_there(host, program):
-        raise ChangeFailed(f"{program}: not there: no unit can start it")
     with open(os.path.join(_PACKAGE, "systemd", UNIT)) as f:
         text = f.read()
     words = " ".join(_quoted(word) for word in command())
