@@ -367,6 +367,7 @@ def _card_facts(
     """What the PFs of one card tell, one after the other."""
     end = time.monotonic() + CARD_S - 1
     facts: dict[str, Fact] = {}
+    shared: dict[str, Row] = {}  # what is one for the whole card: asked once, since each query takes its time
     lacks: set[str] = set()
     failed = ""
     try:
@@ -377,7 +378,7 @@ def _card_facts(
                     facts |= _unread(f, names, failed)
                     continue
                 try:
-                    found = _function_facts(host, tool, f, names, lacks, len(functions), left)
+                    found = _function_facts(host, tool, f, names, lacks, len(functions), left, shared)
                     facts |= {f"{f.address}/{name}": fact for name, fact in found.items()}
                     lacks = set(ALWAYS) & set(_names(facts, f.address, "lacks"))  # of the whole card: asked once
                     if True in found[VALID]:
@@ -415,8 +416,13 @@ def _function_facts(
     known: Collection[str],
     ports: int,
     limit: float,
+    shared: dict[str, Row],
 ) -> dict[str, Fact]:
-    """What one PF tells, by parameter; the names in `known` are those that its card, of so many ports, lacks."""
+    """What one PF tells, by parameter; the names in `known` are those that its card, of so many ports, lacks.
+
+    SRIOV_EN, NUM_OF_VFS and PF_NUM_OF_VF_VALID are in TLVs of the whole card, seen and set through any of its PFs
+    (nv_global_pci_conf): `shared` has them after the first PF.
+    """
     if tool is None:
         raise HostError("neither mstconfig nor mlxconfig is installed. Install the package mstflint.")
     config = attempt(host.read_bytes, f"{f.path}/config")
@@ -424,8 +430,11 @@ def _function_facts(
         raise HostError(f"{f.path}/config: needs root")
     end = time.monotonic() + limit
     more = OF_BLUEFIELD if f.vendor_device.startswith(BLUEFIELD) else ()
-    rows, lacks = _query(host, tool, f.address, [n for n in (*names, *more) if n not in known], limit)
+    asked_for = [n for n in (*names, *more) if n not in known and n not in shared]
+    rows, lacks = _query(host, tool, f.address, asked_for, limit)
     lacks = (*lacks, *known)
+    shared |= {name: row for name, row in rows.items() if name in ALWAYS}
+    rows |= shared
     if OWN_NUMBER not in rows and VALID in rows and True in rows[VALID][:2]:
         own = _query(host, tool, f.address, [OWN_NUMBER], end - time.monotonic())
         rows |= own.rows
@@ -744,7 +753,10 @@ def _apply_by_tool(host: Host, tool: str, changes: Sequence[Change]) -> None:
         name: value for name, value in wanted[first].items() if name != OWN_NUMBER or VALID not in wanted[first]
     }
     said = [_set(host, tool, first, switches)]
-    for address, values in sorted(wanted.items()):
+    for address, all_values in sorted(wanted.items()):
+        values = {n: v for n, v in all_values.items() if address == first or n not in ALWAYS}
+        if not values:
+            continue
         done: Mapping[str, Reading] = {n: v for n, v in switches.items() if address == first or not _of_a_pf(n)}
         if not host.rehearsing:
             done = _next(host, tool, address, values)

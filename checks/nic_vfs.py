@@ -302,6 +302,12 @@ def _of_this_device(entry: Mapping[str, Any], now: Reading) -> dict[str, Value]:
     return {name: value for name, value in entry.items() if name != "id"} if entry.get("id") == now else {}
 
 
+def _index(name: str) -> int:
+    """Of which VF a setting is; -1 where it is one of the PF."""
+    match = _VF_KEY.fullmatch(name)
+    return int(match[1]) if match else -1
+
+
 def _is_setting(name: str) -> bool:
     if found := _VF_KEY.fullmatch(name):
         return found[2] == "driver" or found[2] in _BY_NETLINK
@@ -368,33 +374,50 @@ def _goals(facts: Facts, address: str, entry: Section) -> Iterator[tuple[str, De
     """What one PF and its VFs should be."""
     count = entry["vfs"]
     yield "vfs", _wanted_vfs(facts, address, count)
-    if not count:
-        return
-    if entry.get("up", f"{address}/up" in facts and True) or entry.get("up") is False:
+    if "up" in entry or (count and f"{address}/up" in facts):
         yield "up", _by_link(facts, address, Desired(entry.get("up", True)))
     if "mtu" in entry:
         yield "mtu", _by_link(facts, address, Desired(entry["mtu"], ">="))
-    for name in ("autoprobe", "eswitch"):
-        if name in entry:
-            yield name, Desired(entry[name])
-    if (
-        entry.get("autoprobe", True)
-        and entry.get("driver") != "none"
-        and not any("driver" in e for e in entry["each"].values())
-    ):
-        unbound = "Not every VF has a driver. See what its driver said: dmesg"
-        yield "bound", Desired(count, persist=False, means=unbound)
+    if "autoprobe" in entry:
+        yield "autoprobe", Desired(entry["autoprobe"])
+    if "eswitch" in entry:
+        yield "eswitch", _wanted_eswitch(facts, address, entry["eswitch"])
     settings = [_settings(entry)] * count
     for span, more in entry["each"].items():
         first, _, last = str(span).partition("-")
         if int(last or first) >= count:
-            means = f"`each` speaks of VF {last or first}, and {count} VFs are wanted: 0 to {count - 1}."
+            there = f": 0 to {count - 1}" if count else ""
+            means = f"`each` speaks of VF {last or first}, and {count} VFs are wanted{there}."
             yield f"each {span}", Desired(count, counted=int(last or first) + 1, live=False, persist=False, means=means)
         for i in range(int(first), min(int(last or first) + 1, count)):
             settings[i] = {**settings[i], **_settings(more)}
+    if count and entry.get("autoprobe", True):
+        yield from _wanted_drivers(facts, address, [s.get("driver") for s in settings])
     for i, wanted in enumerate(settings):
         for name, value in wanted.items():
             yield f"vf{i}/{name}", _wanted_of_a_vf(facts, address, i, name, value)
+
+
+def _wanted_drivers(facts: Facts, address: str, wanted: Sequence[Value]) -> Iterator[tuple[str, Desired]]:
+    """Every VF has a driver but those that want none. Where there are such, none is probed: it would get one too."""
+    count = sum(driver != "none" for driver in wanted)
+    if not count:
+        return
+    there = f"{address}/vfs" in facts and facts[f"{address}/vfs"].current == len(wanted)  # else they come with the VFs
+    means = "Not every VF has a driver. See what its driver said: dmesg" if there else ""
+    if count == len(wanted):
+        yield "bound", Desired(count, live=there, persist=False, means=means)
+    else:
+        fix = "Name the driver of those that have none: each"
+        yield "bound", Desired(count, ">=", live=False, persist=False, means=means, fix=fix)
+
+
+def _wanted_eswitch(facts: Facts, address: str, mode: str) -> Desired:
+    """Where a driver has no switch, neither a change nor a record of it makes one."""
+    if f"{address}/eswitch" in facts and facts[f"{address}/eswitch"].current is None:
+        why = "the driver of the PF tells of no embedded switch (devlink dev eswitch show)"
+        return Desired(mode, refused_now=why, refused_next=why, fix="Take eswitch out of the profile.")
+    return Desired(mode)
 
 
 def _settings(entry: Section) -> dict[str, Value]:
@@ -411,8 +434,9 @@ def _wanted_of_a_vf(facts: Facts, address: str, index: int, name: str, value: Va
         return Desired(value)
     if value == "derived":
         own = facts[f"{address}/mac"].current if f"{address}/mac" in facts else None
-        if not isinstance(own, str):
-            return _by_link(facts, address, Desired("derived", refused_now="the PF has no Ethernet address"))
+        if not isinstance(own, str) or own.count(":") != 5:  # an InfiniBand one has 20 bytes (R24)
+            why = "the PF has no Ethernet address to derive one from"
+            return _by_link(facts, address, Desired("derived", refused_now=why, refused_next=why))
         value = derived_mac(own, index)
     return _by_link(facts, address, Desired(value))
 
@@ -431,6 +455,9 @@ def _by_link(facts: Facts, address: str, desired: Desired) -> Desired:
 def _wanted_vfs(facts: Facts, address: str, count: int) -> Desired:
     now, later = facts.get(f"{address}/vfs", Fact.fixed(0))
     desired = Desired(count)
+    if f"{address}/vfs" not in facts:
+        why = "the device has no SR-IOV capability"
+        return desired._replace(refused_now=why, refused_next=why, fix="Turn SR-IOV on in the BIOS, if it can do it.")
     if f"{address}/owner" in facts and later != count:
         owner = facts[f"{address}/owner"].current
         why = f"{owner} makes the VFs of this PF" if not isinstance(owner, Unknown) else owner.reason
@@ -472,6 +499,8 @@ def disrupts(facts: Facts, change: Change) -> str:
     address, _, name = change.key.partition("/")
     if holder := facts.get(f"{address}/netns"):
         return f"the PF is {_elsewhere(holder.current)}"
+    if name in ("up", "mtu"):
+        return _takes_link(facts, change)
     if name not in ("vfs", "eswitch"):
         match = _VF_KEY.fullmatch(name)
         held = facts.get(f"{address}/vf{match[1]}/holder") if match else None
@@ -486,11 +515,22 @@ def disrupts(facts: Facts, change: Change) -> str:
     return f"{what}, of which some are in use: {'; '.join(told)}" if used else ""
 
 
+def _takes_link(facts: Facts, change: Change) -> str:
+    """Setting a PF down, or lowering its MTU: nothing asks for that but a profile's `up: false`, and taking back."""
+    address, _, name = change.key.partition("/")
+    held, now = facts.get(f"{address}/holder"), facts.get(change.key, Fact.fixed(None)).current
+    lowered = name == "mtu" and isinstance(now, int) and isinstance(change.after, int) and change.after < now
+    down = name == "up" and change.after is False and now is not False
+    what = "sets the PF down" if down else "lowers the MTU of the PF"
+    return f"{what}, which is in use: {_held(held.current)}" if held and (down or lowered) else ""
+
+
 def _disturbs(facts: Facts, key: str, value: Value) -> str:
-    """Some drivers take the link of a PF down while they make VFs or change the switch (R13, systemd#23315)."""
+    """Drivers may take the link of a PF down while they make VFs, or change switch or MTU (R13, systemd#23315)."""
     address, _, name = key.partition("/")
-    held = facts.get(f"{address}/holder")
-    if held is None or name not in ("vfs", "eswitch") or facts.get(key, Fact.fixed(None)).current == value:
+    held, now = facts.get(f"{address}/holder"), facts.get(key, Fact.fixed(None)).current
+    enough = name == "mtu" and isinstance(now, int) and isinstance(value, int) and now >= value
+    if held is None or name not in ("vfs", "eswitch", "mtu") or now == value or enough:
         return ""
     return f"the link of the PF may go down meanwhile, which is in use: {_held(held.current)}"
 
@@ -538,6 +578,9 @@ def _write_record(host: Host, changes: Sequence[Change]) -> None:
             record[address].pop(name, None)
         else:
             record[address][name] = change.after
+        if name == "vfs":  # what was recorded of VFs that there will be no more (sriov-network-operator#852)
+            gone = [key for key in record[address] if _index(key) >= (_number(change.after) or 0)]
+            record[address] = {key: value for key, value in record[address].items() if key not in gone}
     boot.put(host, NAME, {address: entry for address, entry in record.items() if len(entry) > 1})
 
 
@@ -626,8 +669,6 @@ def _set(host: Host, pf: str, index: int, settings: Mapping[str, Value]) -> None
         return
     if not pf:
         raise ChangeFailed(f"VF {index}: the PF has no network interface, through which its VFs are set")
-    if attributes.get("vlan") or "qos" in attributes or "proto" in attributes:
-        attributes = {"vlan": 0, "qos": 0, "proto": "802.1Q"} | attributes  # the kernel takes the three as one
     try:
         host.set_vf(pf, index, **attributes)
     except HostError as e:

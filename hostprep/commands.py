@@ -182,7 +182,10 @@ def _recalled(findings: Sequence[Finding], boot_id: str) -> list[Finding]:
         standing = Journal(state.journal_path(), boot_id).standing()
     except StateError:  # a journal that this user cannot read, or a damaged one, tells nothing of the past
         return list(findings)
-    return [recalled(f, standing, boot_id) for f in findings]
+    told = [recalled(f, standing, boot_id) for f in findings]
+    if not any(f.status is Status.POWER_CYCLE and f.counts for f in told):
+        return told
+    return [f._replace(fix="The power cycle brings it too.") if f.fix == "Reboot this host." else f for f in told]
 
 
 def _deliver(look: Look, made: report.Report) -> int:
