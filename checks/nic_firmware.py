@@ -34,7 +34,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from hostprep import pci
+from hostprep import mstconfig, pci
 from hostprep.errors import ChangeFailed, CommandFailed, HostError, HostprepError
 from hostprep.host import Host, attempt
 from hostprep.model import Change, Desired, Fact, Facts, Goals, Reading, Section, Unknown, Value, from_json, to_json
@@ -75,168 +75,11 @@ ENGINE, MODEL = "INTERNAL_CPU_OFFLOAD_ENGINE", "INTERNAL_CPU_MODEL"
 ALWAYS = (EN, NUMBER, VALID)
 OF_BLUEFIELD = (MODEL, "INTERNAL_CPU_PAGE_SUPPLIER", "INTERNAL_CPU_ESWITCH_MANAGER", ENGINE)
 DEVLINK_EN, TOTAL = "enable_sriov", "total_vfs"
-TOOLS = ("mstconfig", "mlxconfig")
-FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 LOCKDOWN = "/sys/kernel/security/lockdown"
 LOCKED = ("integrity", "confidentiality")
 POWER_CYCLE = "power-cycle"
 CARD_S = 24.0  # for looking at one card, of the 30 that a check has
 QUERY_S = 20.0  # for one query, with patience for whoever else uses the card
-SET_S = 60.0  # patience of apply: NVIDIA's own scripts try that long (mlnx-tools#68)
-STUCK_S = 90.0  # a command that is stuck in the card ends by itself after 44 s
-
-
-# -- what the tool says ---------------------------------------------------------------------------
-
-
-class Row(NamedTuple):
-    """One parameter in the tool's table. A column that the table lacks is Unknown."""
-
-    current: Reading
-    next_boot: Reading
-    read_only: bool
-
-
-_ROW = re.compile(r"\*?\s*(RO(?=\s))?\s*([A-Z][A-Z0-9_]*(?:\[[0-9.]+\])?)((?:\s+\S+)+)\s*")
-_LACKING = re.compile(r"-E- (?:The Device doesn't support (\S+) parameter|Unknown Parameter: (\S+))")
-_COLUMNS = ("Default", "Current", "Next Boot")
-
-
-def parse(output: str) -> dict[str, Row]:
-    """The rows of a query, of any version: which columns there are is what the header says.
-
-    Widths changed in 4.22, 4.26 and 4.31, `RO` came in 4.25, a wide value is followed by a single space, and firmware
-    that does not tell default or current values has no such columns (mstflint, mlxcfg_ui.cpp). No name and no value
-    has white space in it. `*` marks what differs from the default too: it does not mean pending.
-    """
-    columns: list[str] = []
-    rows: dict[str, Row] = {}
-    for line in output.splitlines():
-        if line.startswith("Configurations:"):
-            columns = re.findall("|".join(_COLUMNS), line)
-        elif columns and (m := _ROW.fullmatch(line)) and len(words := m[3].split()) == len(columns):
-            values = dict(zip(columns, _values(words), strict=True))
-            current, next_boot = (values.get(c, Unknown(f"{c}: the firmware does not tell it")) for c in _COLUMNS[1:])
-            rows[m[2]] = Row(current, next_boot, bool(m[1]))
-    return rows
-
-
-def _values(words: Sequence[str]) -> list[Value]:
-    """True(1) is a boolean, ETH(2) the text ETH, 8 a number. One row may have ETH(2) in one column and 2 in another
-    (nic-configuration-operator, 8b22714)."""
-    named = {m[2]: m[1] for word in words if (m := re.fullmatch(r"(.+)\((\w+)\)", word))}
-    return [_value(named.get(word, re.sub(r"(?<=.)\(\w+\)$", "", word))) for word in words]
-
-
-def _value(word: str) -> Value:
-    if word in ("True", "False"):
-        return word == "True"
-    if word == "N/A":
-        return None
-    return int(word, 0) if re.fullmatch(r"0|[1-9][0-9]*|0x[0-9a-fA-F]+", word) else word
-
-
-# What the tool says, and what to do about it; the first that is found counts.
-_CAUSES = (
-    (
-        r"Operation not permitted|Permission denied",
-        "The kernel lets nobody write to the card: it is locked down (Secure Boot), or this is a container.",
-    ),
-    (r"Livefish", "The card is in flash recovery mode: burn its firmware anew (mstflint)."),
-    (
-        r"perform lock operation",
-        "Other tools use the card at the same time (mst*, mlx*, flint): try again when they are done.",
-    ),
-    (
-        r"Failed to identify the device|Can't find device id",
-        "The card does not answer on the PCI bus: power-cycle this host, and look into dmesg.",
-    ),
-    (
-        r"Failed to open the device|Error when trying to check|\bME_|Device is busy",
-        "Another tool uses the card, or one that crashed left it locked: see who runs mst*, mlx* or flint; "
-        "if nobody does: {tool} -d {address} clear_semaphore",
-    ),
-    (r"Cannot access NV register", "The card does not let this host in (restricted host), or its firmware is too old."),
-    (r"NVQC access register", "The firmware is too old for this tool: update it."),
-    (r"larger than maximum allowed (\d+)", "Ask for at most {1}."),
-    (
-        r"Illegal constraint",
-        "The card has not enough MSI-X vectors or BAR space for that, together with its other parameters: "
-        "ask for less, or lower what the tool's note names.",
-    ),
-    (r"rejected", "The firmware does not allow it: look at its release notes, or update it."),
-    (r"erase count", "The flash has been written too often: wait for the card's next power cycle, then try again."),
-    (r"Resource unavailable", "The card's flash has no room for it: update the firmware, or ask NVIDIA's support."),
-    (r"Cannot parse|Unknown value|is not valid", "See which values it takes: {tool} -d {address} show_confs"),
-    (r"Failed to get|Failed to set", "Look into dmesg for mlx5_core; update the firmware."),
-)
-_BUSY = re.compile(
-    r"Failed to open the device|Error when trying to check|\bME_|perform lock operation|Device is busy|"
-    r"read counter|Register access is not supported by the device"
-)
-_FORBIDDEN = re.compile(r"Operation not permitted|Permission denied|Livefish|Can't find device id")
-
-
-def _said(e: HostError, tool: str, address: str) -> tuple[str, str]:
-    """The tool's own words, and what to do about it."""
-    if not isinstance(e, CommandFailed):
-        return str(e), e.hint or ("The card or the tool is stuck: look into dmesg." if "no answer" in str(e) else "")
-    errors = [line.partition("-E-")[2].strip() for line in e.output.splitlines() if line.startswith("-E-")]
-    own = f"{tool}: {errors[0]}" if errors else str(e)
-    for pattern, todo in _CAUSES:
-        if m := re.search(pattern, e.output):
-            return own, todo.replace("{tool}", tool).replace("{address}", address).replace("{1}", m[m.re.groups])
-    return own, ""
-
-
-def _patiently(run: Callable[[], str], limit: float) -> str:
-    """Try again while somebody else uses the card: `Failed to open the device` is one text for a dozen causes."""
-    end = time.monotonic() + limit
-    pause = 0.25
-    while True:
-        try:
-            return run()
-        except CommandFailed as e:
-            for_ever = _FORBIDDEN.search(e.output) or not _BUSY.search(e.output)
-            if for_ever or time.monotonic() + pause > end:
-                raise
-        time.sleep(pause)
-        pause = min(2 * pause, 4.0)
-
-
-class Query(NamedTuple):
-    """What a PF answered: its rows, and the names that the card, or the tool, does not know."""
-
-    rows: dict[str, Row]
-    lacks: tuple[str, ...]
-
-
-def _query(host: Host, tool: str, address: str, names: Iterable[str], limit: float) -> Query:
-    """Ask one PF for these parameters. One name that the card lacks makes the tool tell nothing of all others."""
-    end = time.monotonic() + limit
-    wanted, lacks = list(dict.fromkeys(names)), []
-
-    def run() -> str:
-        left = max(round(end - time.monotonic()), 1)
-        return host.run(tool, "-d", address, "-e", "q", *wanted, timeout=left)
-
-    while wanted:
-        try:
-            output = _patiently(run, end - time.monotonic())
-        except CommandFailed as e:
-            m = _LACKING.search(e.output)
-            gone = [name for name in wanted if m and (m[1] or m[2]).split("[")[0] == name.split("[")[0]]
-            if not gone and not ("Failed to query some" in e.output and parse(e.output)):
-                raise
-            output = e.output if not gone else ""
-            lacks += gone
-            wanted = [name for name in wanted if name not in gone]
-            if gone:
-                continue
-        rows = parse(output)
-        silent = Row(Unknown(f"{tool}: no value"), Unknown(f"{tool}: no value"), False)
-        return Query({name: rows.get(name, silent) for name in wanted}, tuple(lacks))
-    return Query({}, tuple(lacks))
 
 
 # -- looking --------------------------------------------------------------------------------------
@@ -262,7 +105,7 @@ def inspect(host: Host, names: Sequence[str] = ()) -> Facts:
     functions = _functions(host)
     if not functions:
         return facts
-    tool = _tool(host, TOOLS)
+    tool = mstconfig.installed(host)
     facts["tool"] = Fact.fixed(tool)
     altnames = _altnames(host, functions)
     for f in functions:
@@ -287,10 +130,6 @@ def _functions(host: Host) -> list[pci.Function]:
     if not host.names(pci.DEVICES) and host.read("/proc/bus/pci/devices"):
         raise HostError(f"{pci.DEVICES}: empty, though there are PCI devices: is sysfs mounted?")
     return [f for f in pci.network_functions(host) if f.vendor_device.startswith(MELLANOX)]
-
-
-def _tool(host: Host, names: Iterable[str]) -> str | None:
-    return next((name for name in names if any(host.exists(f"{folder}/{name}") for folder in FOLDERS)), None)
 
 
 def _altnames(host: Host, functions: Iterable[pci.Function]) -> dict[str, tuple[str, ...]] | Unknown:
@@ -367,7 +206,7 @@ def _card_facts(
     """What the PFs of one card tell, one after the other."""
     end = time.monotonic() + CARD_S - 1
     facts: dict[str, Fact] = {}
-    shared: dict[str, Row] = {}  # what is one for the whole card: asked once, since each query takes its time
+    shared: dict[str, mstconfig.Row] = {}  # what is one for the whole card: asked once, since each query takes its time
     lacks: set[str] = set()
     failed = ""
     try:
@@ -402,7 +241,7 @@ def _unread(f: pci.Function, names: Iterable[str], reason: str) -> dict[str, Fac
 def _reason(host: Host, e: HostError, tool: str | None, f: pci.Function, lockdown: Reading) -> str:
     if tool is None:
         return str(e)
-    own, todo = _said(e, tool, f.address)
+    own, todo = mstconfig.said(e, tool, f.address)
     if lockdown in LOCKED:
         return f"{own}. The kernel is locked down ({lockdown}, Secure Boot): it lets no tool at the card."
     return f"{own}. {todo}".strip()
@@ -416,7 +255,7 @@ def _function_facts(
     known: Collection[str],
     ports: int,
     limit: float,
-    shared: dict[str, Row],
+    shared: dict[str, mstconfig.Row],
 ) -> dict[str, Fact]:
     """What one PF tells, by parameter; the names in `known` are those that its card, of so many ports, lacks.
 
@@ -426,17 +265,19 @@ def _function_facts(
     if tool is None:
         raise HostError("neither mstconfig nor mlxconfig is installed. Install the package mstflint.")
     config = attempt(host.read_bytes, f"{f.path}/config")
+    if isinstance(config, bytes) and config[:4] == b"\xff" * 4:
+        raise HostError("the card does not answer on the PCI bus. Power-cycle this host, and look into dmesg.")
     if isinstance(config, bytes) and len(config) == 64:  # all that others than root may read of it
         raise HostError(f"{f.path}/config: needs root")
     end = time.monotonic() + limit
     more = OF_BLUEFIELD if f.vendor_device.startswith(BLUEFIELD) else ()
     asked_for = [n for n in (*names, *more) if n not in known and n not in shared]
-    rows, lacks = _query(host, tool, f.address, asked_for, limit)
+    rows, lacks = mstconfig.query(host, tool, f.address, asked_for, limit)
     lacks = (*lacks, *known)
     shared |= {name: row for name, row in rows.items() if name in ALWAYS}
     rows |= shared
     if OWN_NUMBER not in rows and VALID in rows and True in rows[VALID][:2]:
-        own = _query(host, tool, f.address, [OWN_NUMBER], end - time.monotonic())
+        own = mstconfig.query(host, tool, f.address, [OWN_NUMBER], end - time.monotonic())
         rows |= own.rows
     facts = {name: Fact(row.current, row.next_boot) for name, row in rows.items()}
     facts |= {name: Fact.fixed(None) for name in (*lacks, OWN_NUMBER) if name not in rows}
@@ -465,7 +306,7 @@ def _complete(facts: dict[str, Fact], total: int | Unknown | None) -> None:
 
 def _devlink_facts(host: Host, f: pci.Function) -> dict[str, Fact]:
     """The permanent parameters of the kernel's driver, of the next boot (Documentation/networking/devlink/mlx5.rst)."""
-    if _tool(host, ["devlink"]) is None:
+    if mstconfig.installed(host, ["devlink"]) is None:
         return {}
     device = f"pci/{f.address}"
     try:
@@ -712,7 +553,7 @@ def apply(host: Host, changes: Sequence[Change]) -> None:
         if not ours:
             continue
         try:
-            with host.locked(f"{card[0].path}/config", SET_S):
+            with host.locked(f"{card[0].path}/config", mstconfig.SET_S):
                 _apply_to_card(host, ours)
         except HostprepError as e:  # the other cards are set nevertheless
             failures.append(e)
@@ -733,7 +574,7 @@ def _apply_to_card(host: Host, changes: Sequence[Change]) -> None:
     if devlink:
         _apply_by_devlink(host, devlink)
     if rest := [c for c in changes if c not in devlink]:
-        tool = _tool(host, TOOLS)
+        tool = mstconfig.installed(host)
         if tool is None:
             raise ChangeFailed("neither mstconfig nor mlxconfig is installed", "Install the package mstflint.")
         try:
@@ -752,17 +593,17 @@ def _apply_by_tool(host: Host, tool: str, changes: Sequence[Change]) -> None:
     switches = {
         name: value for name, value in wanted[first].items() if name != OWN_NUMBER or VALID not in wanted[first]
     }
-    said = [_set(host, tool, first, switches)]
+    said = [mstconfig.put(host, tool, first, switches)]
     for address, all_values in sorted(wanted.items()):
         values = {n: v for n, v in all_values.items() if address == first or n not in ALWAYS}
         if not values:
             continue
         done: Mapping[str, Reading] = {n: v for n, v in switches.items() if address == first or not _of_a_pf(n)}
         if not host.rehearsing:
-            done = _next(host, tool, address, values)
-        said.append(_set(host, tool, address, left := _others(values, done)))
+            done = mstconfig.next_boot(host, tool, address, values)
+        said.append(mstconfig.put(host, tool, address, left := _others(values, done)))
         if left and not host.rehearsing:
-            done = _next(host, tool, address, values)
+            done = mstconfig.next_boot(host, tool, address, values)
         if not host.rehearsing and (wrong := _others(done, values)):
             told = ", ".join(f"{n} {'unknown' if isinstance(v, Unknown) else v}" for n, v in wrong.items())
             raise ChangeFailed(f"{address}: {tool} reported success, but the next boot still brings {told}")
@@ -780,28 +621,6 @@ def _of_a_pf(name: str) -> bool:
     return name.startswith("PF_") and name != VALID
 
 
-def _next(host: Host, tool: str, address: str, names: Iterable[str]) -> dict[str, Reading]:
-    """What the next boot brings, of these parameters; None of those that the card does not have."""
-    names = list(names)
-    try:
-        rows, lacks = _query(host, tool, address, names, SET_S)
-    except HostError as e:
-        raise ChangeFailed(*_said(e, tool, address)) from e
-    return {**dict.fromkeys(lacks), **{name: row.next_boot for name, row in rows.items()}}
-
-
-def _set(host: Host, tool: str, address: str, values: Mapping[str, Value]) -> str:
-    """What the tool said. A value None is that of a parameter which goes away with PF_NUM_OF_VF_VALID."""
-    words = [f"{name}={int(v) if isinstance(v, bool) else v}" for name, v in values.items() if v is not None]
-    if not words:
-        return ""
-    try:
-        return _patiently(lambda: host.run(tool, "-d", address, "-y", "set", *words, timeout=STUCK_S), SET_S)
-    except HostError as e:
-        own, todo = _said(e, tool, address)
-        raise ChangeFailed(f"{address}: {own}", todo) from e
-
-
 def _take_back(host: Host, tool: str, changes: Sequence[Change]) -> str:
     """Nothing half done: what the next boot would bring goes back to what it was. Empty, or why that failed."""
     before: dict[str, dict[str, Value]] = {}
@@ -809,8 +628,8 @@ def _take_back(host: Host, tool: str, changes: Sequence[Change]) -> str:
         before.setdefault(_address(change), {})[_name(change)] = change.before
     try:
         for address, values in sorted(before.items()):
-            now = _next(host, tool, address, values)
-            _set(host, tool, address, _others(values, now))
+            now = mstconfig.next_boot(host, tool, address, values)
+            mstconfig.put(host, tool, address, _others(values, now))
     except HostprepError as e:
         return f"; and what it was before could not be set again: {e}"
     return ""
@@ -831,7 +650,7 @@ def _devlink_set(host: Host, key: str, value: Value) -> None:
     address, _, name = key.partition("/")
     text = str(value).lower()
     words = ("name", name, "value", text, "cmode", "permanent")
-    host.run("devlink", "dev", "param", "set", f"pci/{address}", *words, timeout=STUCK_S)
+    host.run("devlink", "dev", "param", "set", f"pci/{address}", *words, timeout=mstconfig.STUCK_S)
 
 
 def _not_taken_back(host: Host, change: Change) -> str:

@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hugetlb": {"model", "quantities"},
     "host": {"errors", "files", "model"},
     "pci": {"errors", "host", "model"},
+    "mstconfig": {"errors", "host", "model"},
     "sriov": {"errors", "host", "model", "pci", "units"},
     "bootloader": {"errors", "files", "host", "model", "versions"},
     "registry": {"host", "model"},
@@ -57,7 +58,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli", "commands", "errors", "report"},
 }
 CHECKS_MAY_IMPORT = {
-    *("bootloader", "errors", "host", "hugetlb", "model", "pci", "quantities", "sriov", "units", "versions"),
+    *(
+        "bootloader",
+        "errors",
+        "host",
+        "hugetlb",
+        "model",
+        "mstconfig",
+        "pci",
+        "quantities",
+        "sriov",
+        "units",
+        "versions",
+    ),
 }
 ONLY_HOST = {"subprocess", "pyroute2", "pyudev", "pynvml", "psutil", "socket", "ctypes"}
 CORE = sorted(p for p in (ROOT / "hostprep").rglob("*.py") if "checks" not in p.relative_to(ROOT).parts)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from hostprep.checks import nic_firmware
-from hostprep.checks.nic_firmware import Row, parse
+from hostprep import mstconfig
 from hostprep.errors import CommandFailed
 from hostprep.model import Unknown, Value
+from hostprep.mstconfig import Row, parse
 
 DATA = Path(__file__).parent / "data" / "mstconfig"
 RECORDED = sorted(DATA.glob("*/*.txt"))
@@ -118,7 +118,7 @@ def test_every_recorded_error_says_in_the_tools_words_what_happened_and_what_to_
         assert " set " in command or parse("\n".join(output))
         return
     error = CommandFailed("mstconfig: exit 3", status=3, output="\n".join(output))
-    said, todo = nic_firmware._said(error, "mstconfig", "0000:17:00.0")
+    said, todo = mstconfig.said(error, "mstconfig", "0000:17:00.0")
     told = [line.removeprefix("-E- ") for line in output if line.startswith("-E- ")]
     assert said == f"mstconfig: {told[0]}"
     assert "{" not in todo
@@ -143,10 +143,10 @@ def test_what_may_pass_is_tried_again(version: str, name: str) -> None:
             raise CommandFailed("exit 3", status=3, output=recorded(version, name))
         return "done"
 
-    assert nic_firmware._patiently(run, 5) == "done"
+    assert mstconfig.patiently(run, 5) == "done"
 
 
-@pytest.mark.parametrize("name", ["lockdown", "livefish", "gone", "lacks-parameter", "too-large", "set-rejected"])
+@pytest.mark.parametrize("name", ["lockdown", "livefish", "lacks-parameter", "too-large", "set-rejected"])
 @pytest.mark.parametrize("version", ["4.21", "4.31"])
 def test_what_will_not_pass_is_not_tried_again(version: str, name: str) -> None:
     calls = []
@@ -156,5 +156,5 @@ def test_what_will_not_pass_is_not_tried_again(version: str, name: str) -> None:
         raise CommandFailed("exit 3", status=3, output=recorded(version, name))
 
     with pytest.raises(CommandFailed):
-        nic_firmware._patiently(run, 60)
+        mstconfig.patiently(run, 60)
     assert len(calls) == 1
