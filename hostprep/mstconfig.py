@@ -6,13 +6,14 @@ is 3 for all of them, and `Failed to open the device` is one text for a dozen ca
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from hostprep.errors import ChangeFailed, CommandFailed, HostError
-from hostprep.host import Host
+from hostprep.host import FILE, Host
 from hostprep.model import Reading, Unknown, Value
 
 TOOLS = ("mstconfig", "mlxconfig")
@@ -56,6 +57,35 @@ def parse(output: str) -> dict[str, Row]:
             current, next_boot = (values.get(c, Unknown(f"{c}: the firmware does not tell it")) for c in _COLUMNS[1:])
             rows[m[2]] = Row(current, next_boot, bool(m[1]))
     return rows
+
+
+def parse_json(text: str) -> dict[str, Row]:
+    """The rows of a query that was told as JSON: numbers are numbers, all else is as in the table."""
+    try:
+        (device,) = json.loads(text).values()
+        told = {name: dict(row) for name, row in device["tlv_configuration"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise HostError(f"JSON of the tool is not understood: {e!r}") from None
+    return {name: _row_of_json(row) for name, row in told.items()}
+
+
+def _row_of_json(row: Mapping[str, object]) -> Row:
+    keys = [key for key in ("current_value", "next_value") if key in row]
+    values = dict(zip(keys, _values([str(row[key]) for key in keys]), strict=True))
+    current, next_boot = (
+        values.get(f"{which}_value", Unknown(f"{which} value: the firmware does not tell it"))
+        for which in ("current", "next")
+    )
+    return Row(current, next_boot, row.get("read_only") is True)
+
+
+def _tells_json(host: Host, tool: str) -> bool:
+    """From 4.31 on, of mstflint and of MFT; older ones know only the table."""
+    try:
+        found = re.search(r"(?:mstflint|mft) (\d+)\.(\d+)", host.run(tool, "-v"))
+    except HostError:
+        return False
+    return found is not None and (int(found[1]), int(found[2])) >= (4, 31)
 
 
 def _values(words: Sequence[str]) -> list[Value]:
@@ -153,9 +183,12 @@ def query(host: Host, tool: str, address: str, names: Iterable[str], limit: floa
     """Ask one PF for these parameters. One name that the card lacks makes the tool tell nothing of all others."""
     end = time.monotonic() + limit
     wanted, lacks = list(dict.fromkeys(names)), []
+    as_json = bool(wanted) and _tells_json(host, tool)
 
     def run() -> str:
         left = max(round(end - time.monotonic()), 1)
+        if as_json:
+            return host.run_for_file(tool, "-d", address, "-j", FILE, "-e", "q", *wanted, timeout=left)
         return host.run(tool, "-d", address, "-e", "q", *wanted, timeout=left)
 
     while wanted:
@@ -164,14 +197,16 @@ def query(host: Host, tool: str, address: str, names: Iterable[str], limit: floa
         except CommandFailed as e:
             m = _LACKING.search(e.output)
             gone = [name for name in wanted if m and (m[1] or m[2]).split("[")[0] == name.split("[")[0]]
-            if not gone and not ("Failed to query some" in e.output and parse(e.output)):
+            some = "Failed to query some" in e.output
+            if not gone and not (some and (as_json or parse(e.output))):
                 raise
-            output = e.output if not gone else ""
             lacks += gone
             wanted = [name for name in wanted if name not in gone]
-            if gone:
+            if gone or as_json:  # the table has what could be read of the others
+                as_json = as_json and not some
                 continue
-        rows = parse(output)
+            output = e.output
+        rows = parse_json(output) if as_json else parse(output)
         silent = Row(Unknown(f"{tool}: no value"), Unknown(f"{tool}: no value"), False)
         return Query({name: rows.get(name, silent) for name in wanted}, tuple(lacks))
     return Query({}, tuple(lacks))

@@ -123,6 +123,8 @@ def plug(host: FakeHost, *cards: Card) -> None:
             host.put(path, text)
 
     def mstconfig(argv: Sequence[str]) -> str:
+        if argv[1] == "-v":
+            return "mstconfig, mstflint 4.21.0, Git SHA Hash: N/A\n"
         address, rest = argv[2], [word for word in argv[3:] if word not in ("-e", "-y")]
         assert argv[1] == "-d"
         if address not in by_address:

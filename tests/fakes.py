@@ -40,6 +40,7 @@ class FakeHost(Host):
         self.elsewhere: dict[str, FakeHost] = {}  # by path of a namespace
         self.namespace_list: list[Namespace] = []
         self.netdev_elsewhere_table: dict[str, tuple[str, Namespace]] = {}  # by PCI address
+        self.upper_elsewhere_table: dict[int, tuple[tuple[str, str, Namespace], ...]] = {}  # by index of ours
         self.open_file_table: dict[str, tuple[Process, ...]] = {}  # by path
         self.network_error: HostError | None = None  # what every question about all of that ends in
         self.refuse_vf: Callable[[str, int, dict[str, Any]], None] | None = None  # may raise in set_vf
@@ -89,6 +90,9 @@ class FakeHost(Host):
             raise HostError(f"{path}: not foreseen by the test")
         return self.spaces[path]
 
+    def run_for_file(self, *argv: str, timeout: float = 10) -> str:
+        return self._answer(argv, timeout, b"")
+
     def links(self, names: Sequence[str], netns: str = "") -> dict[str, Link]:
         table = self._network(netns).link_table
         return {name: table[name] for name in names if name in table}
@@ -109,6 +113,10 @@ class FakeHost(Host):
     def netdevs_elsewhere(self, namespaces: Sequence[Namespace]) -> dict[str, tuple[str, Namespace]]:
         table = self._network("").netdev_elsewhere_table
         return {address: found for address, found in table.items() if found[1] in namespaces}
+
+    def uppers_elsewhere(self, namespaces: Sequence[Namespace]) -> dict[int, tuple[tuple[str, str, Namespace], ...]]:
+        table = self._network("").upper_elsewhere_table
+        return {index: found for index, found in table.items() if found[0][2] in namespaces}
 
     def set_link(self, name: str, *, up: bool | None = None, mtu: int | None = None, netns: str = "") -> None:
         self.ran.append(" ".join(network.command(network.link_words(name, up, mtu), netns)))

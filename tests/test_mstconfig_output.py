@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from itertools import product
 from pathlib import Path
 
 import pytest
 
 from hostprep import mstconfig
-from hostprep.errors import CommandFailed
+from hostprep.errors import CommandFailed, HostError
+from hostprep.host import Host
 from hostprep.model import Unknown, Value
 from hostprep.mstconfig import Row, parse
 
@@ -56,16 +56,48 @@ def test_recorded_tables(version: str, name: str, rows: dict[str, tuple[Value, V
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (DATA / "4.31").glob("*.json")))
-def test_the_table_tells_what_the_json_of_4_31_tells(name: str) -> None:
-    """R44: JSON goes to a file and only from 4.31 on; it has nothing that the table has not."""
-    told = re.findall(
-        r'"(\w+)" :\s+\{\s+"current_value" : "?([^",]+)"?,.*?"next_value" : "?([^",]+)"?,',
-        (DATA / "4.31" / f"{name}.json").read_text(),
-        re.S,
-    )
-    by_json = {key: tuple(re.sub(r"\(\d+\)", "", value) for value in sides) for key, *sides in told}
-    by_table = {key: tuple(map(str, sides)) for key, sides in values(recorded("4.31", name)).items()}
-    assert by_json == by_table != {}
+def test_r44_the_json_of_4_31_tells_what_its_table_tells(name: str) -> None:
+    told = mstconfig.parse_json((DATA / "4.31" / f"{name}.json").read_text())
+    assert told == parse(recorded("4.31", name)) != {}
+
+
+@pytest.mark.parametrize(
+    ("row", "current", "next_boot"),
+    [
+        ('"next_value": 8', "?", 8),  # firmware that does not tell current values
+        ('"current_value": "ETH(2)", "next_value": 2', "ETH", "ETH"),  # one row, two forms
+        ('"current_value": "Array[0..7]", "next_value": "N/A"', "Array[0..7]", None),
+    ],
+)
+def test_json_has_the_same_traps_as_the_table(row: str, current: Value, next_boot: Value) -> None:
+    text = '{"Device #1": {"tlv_configuration": {"X": {ROW, "read_only": true}}}}'.replace("ROW", row)
+    found = mstconfig.parse_json(text)["X"]
+    assert ("?" if isinstance(found.current, Unknown) else found.current, found.next_boot) == (current, next_boot)
+    assert found.read_only
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"a": 1}', '{"Device #1": {"tlv_configuration": [1]}}', "{} {}"])
+def test_json_that_is_none_of_the_tool_is_an_error_of_the_host(text: str) -> None:
+    with pytest.raises(HostError, match="JSON of the tool"):
+        mstconfig.parse_json(text)
+
+
+@pytest.mark.parametrize(("version", "form"), [("4.21.0", "table"), ("4.31.0", "json"), ("5.0.1", "json")])
+def test_r44_json_is_asked_of_versions_that_have_it(tmp_path: Path, version: str, form: str) -> None:
+    """The tool writes into a file: here a real one does, into a file that is on no disk."""
+    tool = tmp_path / "mstconfig"
+    table, data = DATA / "4.31" / "pending.txt", DATA / "4.31" / "pending.json"
+    lines = [
+        "#!/bin/sh",
+        f'[ "$1" = -v ] && echo "mstconfig, mstflint {version}, Git SHA Hash: N/A" && exit',
+        f'case "$3 $5" in "-j -e") cat {data} > "$4"; echo json >> {tmp_path}/asked;;',
+        f"*) sed /^exit/d {table}; echo table >> {tmp_path}/asked;; esac",
+    ]
+    tool.write_text("\n".join(lines) + "\n")
+    tool.chmod(0o755)
+    rows, lacks = mstconfig.query(Host(), str(tool), "0000:17:00.0", ["SRIOV_EN", "NUM_OF_VFS"], 10)
+    assert (rows["NUM_OF_VFS"].current, rows["NUM_OF_VFS"].next_boot, lacks) == (0, 8, ())
+    assert (tmp_path / "asked").read_text() == f"{form}\n"
 
 
 # By version: width of name and of values, and whether there is an RO column.

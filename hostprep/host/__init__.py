@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # they cost too much for a check that does not need them
 
 Runner = Callable[[Sequence[str], float, bytes], str]
 T = TypeVar("T")
+FILE = "FILE"  # in a command: the name of a file that it writes into
 READ_LIMIT = 8 * 1024 * 1024  # bytes; /proc and configuration files are far below it
 _DEV_NULL = os.makedev(1, 3)  # admin-guide/devices.txt
 
@@ -102,6 +103,15 @@ class Host:
             raise _host_error(path, e) from e
         finally:
             os.close(fd)
+
+    def size(self, path: str) -> int | None:
+        """How many bytes a file has, or what a link leads to; None when there is no such file."""
+        try:
+            return os.stat(self.real(path)).st_size
+        except OSError as e:
+            if e.errno in (errno.ENOENT, errno.ENOTDIR):
+                return None
+            raise _host_error(path, e) from e
 
     def number(self, path: str) -> int:
         """The whole number that a kernel attribute holds. Missing or garbled is a HostError."""
@@ -235,6 +245,18 @@ class Host:
         """The stdout of a command; anything but exit 0 within `timeout` seconds is a HostError."""
         return self._run(argv, timeout, stdin)
 
+    def run_for_file(self, *argv: str, timeout: float = 10) -> str:
+        """What a command writes into a file, whose name stands where `argv` has the word FILE; it is nowhere on disk.
+
+        Errors are those of run().
+        """
+        fd = os.memfd_create("answer")
+        try:
+            self.run(*(f"/proc/{os.getpid()}/fd/{fd}" if word == FILE else word for word in argv), timeout=timeout)
+            return os.pread(fd, READ_LIMIT, 0).decode(errors="replace")
+        finally:
+            os.close(fd)
+
     def together(self, works: Sequence[tuple[str, Callable[[], bytes]]], deadline: float) -> dict[str, bytes | str]:
         """Run functions at once, each in a child process; by name its answer, or why there is none (text)."""
         return {name: answer for name, (answer, _) in process.gather(works, deadline).items()}
@@ -283,6 +305,13 @@ class Host:
         from hostprep.host import network
 
         return network.netdevs_elsewhere(namespaces)
+
+    def uppers_elsewhere(self, namespaces: Sequence[Namespace]) -> dict[int, tuple[tuple[str, str, Namespace], ...]]:
+        """By index of an interface of ours, what lies upon it in other namespaces: the name there, kind, and where."""
+        self._must_be_live("network interfaces in other namespaces")
+        from hostprep.host import network
+
+        return network.uppers_elsewhere(namespaces)
 
     def settled(self, ready: Callable[[], bool], timeout: float, subsystems: Sequence[str] = ("pci", "net")) -> bool:
         """Wait until devices have come or gone so that `ready` holds. False at the timeout."""

@@ -131,6 +131,39 @@ def netdevs_elsewhere(namespaces: Sequence[Namespace]) -> dict[str, tuple[str, N
     return {address: (name, where[path]) for address, name, path in answer}
 
 
+def uppers_elsewhere(namespaces: Sequence[Namespace]) -> dict[int, tuple[tuple[str, str, Namespace], ...]]:
+    """By index of an interface of ours, the interfaces in other namespaces that lie upon it: name, kind, and where.
+
+    A macvlan or ipvlan that has been moved away leaves no trace in our sysfs (net/core/dev.c: the links of adjacent
+    devices are within one namespace). There it tells the index of the lower one, and by a number in whose namespace
+    that is (IFLA_LINK_NETNSID), which rtnetlink(7) gives for ours.
+    """
+    where = {namespace.path: namespace for namespace in namespaces}
+
+    def look() -> list[Any]:
+        import pyroute2  # type: ignore[import-untyped]
+        from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
+
+        ours = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        found: list[Any] = []
+        for namespace in where.values():
+            if not enter(namespace.path, namespace.inode):
+                continue
+            try:
+                with pyroute2.IPRoute(ext_ack=True, strict_check=True) as ip:
+                    found += [[*upper, namespace.path] for upper in _uppers(ip, ours)]
+            except NetlinkError as e:
+                raise HostError(f"network namespace {namespace.holder}: {e.args[-1]}", code=e.code) from e
+        return found
+
+    if not where:
+        return {}
+    uppers: dict[int, tuple[tuple[str, str, Namespace], ...]] = {}
+    for index, name, kind, path in _child("network interfaces in other namespaces", LOOK_S, look):
+        uppers[index] = (*uppers.get(index, ()), (name, kind, where[path]))
+    return uppers
+
+
 def link_of(answer: Sequence[Any]) -> Link:
     """A Link from what JSON makes of it."""
     link = Link(*answer)
@@ -278,7 +311,7 @@ def _decode_vf(info: Any) -> Vf:
 
 def _link(ip: Any, name: str) -> Link | None:
     """One interface, asked for alone: a dump would bring all VFs' own interfaces along."""
-    from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
+    from pyroute2.netlink.exceptions import NetlinkError
 
     for attempt in range(_TRIES):
         try:
@@ -310,6 +343,15 @@ def _dump(ask: Callable[[], Iterable[Any]]) -> list[Any]:
         if not any(message["header"]["flags"] & _DUMP_INTR for message in messages):
             return messages
     raise HostError(f"the network configuration changed during each of {_TRIES} looks at it", code=errno.EINTR)
+
+
+def _uppers(ip: Any, netns: int) -> Iterator[tuple[int, str, str]]:
+    """Index of the lower interface in another namespace (a file descriptor), name and kind of what lies upon it."""
+    number = ip.get_netnsid(fd=netns)["nsid"]
+    for link in _dump(lambda: ip.link("dump")) if number >= 0 else ():  # -1: nothing here leads there
+        if link.get_attr("IFLA_LINK_NETNSID") == number and link.get_attr("IFLA_LINK"):
+            kind = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or ""
+            yield link.get_attr("IFLA_LINK"), link.get_attr("IFLA_IFNAME"), kind
 
 
 def _addresses(messages: Iterable[Any]) -> dict[str, list[str]]:
@@ -391,7 +433,7 @@ def _protocol(word: str) -> int:
 
 def _ask(what: str, netns: str, timeout: float, ask: Callable[[Any], Any]) -> Any:
     """What `ask` makes of an IPRoute within a network namespace; `what` it is about, for an error."""
-    import pyroute2  # type: ignore[import-untyped]  # here, so that children inherit it: it takes 0.2 s
+    import pyroute2  # here, so that children inherit it: it takes 0.2 s
     from pyroute2.netlink.exceptions import NetlinkError
 
     def work() -> Any:

@@ -60,6 +60,9 @@ class Recorder(Host):
             os.replace(own, copy)
         return data
 
+    def size(self, path: str) -> int | None:
+        return self._ask("size", path, lambda: super(Recorder, self).size(path))
+
     def names(self, path: str) -> list[str]:
         return self._ask("list", path, lambda: super(Recorder, self).names(path))
 
@@ -89,6 +92,10 @@ class Recorder(Host):
             "run", json.dumps(argv), lambda: super(Recorder, self).run(*argv, timeout=timeout, stdin=stdin)
         )
 
+    def run_for_file(self, *argv: str, timeout: float = 10) -> str:
+        # what it runs is of this very process, and no question that could be asked again
+        return self._ask("run", json.dumps(argv), lambda: Host.run_for_file(Host(), *argv, timeout=timeout))
+
     def links(self, names: Sequence[str], netns: str = "") -> dict[str, Link]:
         return self._ask("links", json.dumps([list(names), netns]), lambda: super(Recorder, self).links(names, netns))
 
@@ -107,6 +114,10 @@ class Recorder(Host):
     def netdevs_elsewhere(self, namespaces: Sequence[Namespace]) -> dict[str, tuple[str, Namespace]]:
         where = json.dumps([namespace.path for namespace in namespaces])
         return self._ask("netdevs", where, lambda: super(Recorder, self).netdevs_elsewhere(namespaces))
+
+    def uppers_elsewhere(self, namespaces: Sequence[Namespace]) -> dict[int, tuple[tuple[str, str, Namespace], ...]]:
+        where = json.dumps([namespace.path for namespace in namespaces])
+        return self._ask("uppers", where, lambda: super(Recorder, self).uppers_elsewhere(namespaces))
 
     def _ask(self, kind: str, question: str, ask: Callable[[], T], keep: Callable[[T], bool] = lambda _: True) -> T:
         try:
@@ -153,6 +164,11 @@ class RecordedHost(Host):
             raise _not_recorded(path)
         return data
 
+    def size(self, path: str) -> int | None:
+        if self._asked("size", path) or self._absent(path):
+            return self._recorded("size", path, super().size)
+        raise _not_recorded(path)
+
     def names(self, path: str) -> list[str]:
         if self._asked("list", path) or self._absent(path):
             return self._recorded("list", path, super().names)
@@ -192,6 +208,9 @@ class RecordedHost(Host):
     def run(self, *argv: str, timeout: float = 10, stdin: bytes = b"") -> str:
         return self._recorded("run", json.dumps(argv), lambda _: _no_commands(argv, timeout, stdin))
 
+    def run_for_file(self, *argv: str, timeout: float = 10) -> str:
+        return self.run(*argv, timeout=timeout)
+
     def links(self, names: Sequence[str], netns: str = "") -> dict[str, Link]:
         from hostprep.host.network import link_of
 
@@ -226,6 +245,16 @@ class RecordedHost(Host):
         where = json.dumps([namespace.path for namespace in namespaces])
         found = self._recorded("netdevs", where, lambda _: super(RecordedHost, self).netdevs_elsewhere(namespaces))
         return {address: (name, Namespace(*namespace)) for address, (name, namespace) in found.items()}
+
+    def uppers_elsewhere(self, namespaces: Sequence[Namespace]) -> dict[int, tuple[tuple[str, str, Namespace], ...]]:
+        from hostprep.host.processes import Namespace
+
+        where = json.dumps([namespace.path for namespace in namespaces])
+        found = self._recorded("uppers", where, lambda _: super(RecordedHost, self).uppers_elsewhere(namespaces))
+        return {  # JSON has made text of the numbers
+            int(index): tuple((name, kind, Namespace(*namespace)) for name, kind, namespace in uppers)
+            for index, uppers in found.items()
+        }
 
     def write(self, path: str, text: str, timeout: float = 60) -> None:
         raise HostError(f"{path}: a recorded host cannot be changed")

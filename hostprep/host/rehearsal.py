@@ -70,6 +70,11 @@ class Rehearsal(Host):
     def space(self, path: str) -> Space:
         return self._host.space(path)
 
+    def size(self, path: str) -> int | None:
+        if (state := self._written.get(self.resolve(path))) is not None:
+            return len(state.data) if state.kind == "file" else None
+        return self._host.size(path)
+
     def machine(self) -> str:
         return self._host.machine()
 
@@ -94,6 +99,9 @@ class Rehearsal(Host):
     def netdevs_elsewhere(self, namespaces: Sequence[Namespace]) -> dict[str, tuple[str, Namespace]]:
         return self._host.netdevs_elsewhere(namespaces)
 
+    def uppers_elsewhere(self, namespaces: Sequence[Namespace]) -> dict[int, tuple[tuple[str, str, Namespace], ...]]:
+        return self._host.uppers_elsewhere(namespaces)
+
     def settled(self, ready: Callable[[], bool], timeout: float, subsystems: Sequence[str] = ("pci", "net")) -> bool:
         return True  # nothing was changed that could come or go
 
@@ -115,6 +123,9 @@ class Rehearsal(Host):
     def run(self, *argv: str, timeout: float = 10, stdin: bytes = b"") -> str:
         self.note(shlex.join(argv))
         return ""
+
+    def run_for_file(self, *argv: str, timeout: float = 10) -> str:
+        return self.run(*argv)
 
     def run_logged(self, *argv: str, log: str, timeout: float, directory: str = "/") -> None:
         self.note(f"(cd {directory} && {shlex.join(argv)}) > {shlex.quote(log)} 2>&1")
