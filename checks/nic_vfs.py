@@ -24,31 +24,33 @@ Where several entries match a PF, what a later one says of a setting counts. Now
 links), and netlink for what the PF's driver tells of its VFs. Next boot: no kernel keeps VFs over a reboot, so it is
 what makes them again. That is hostprep's own boot unit (hostprep-apply.service) with the record that apply writes, in
 /etc/hostprep/boot/nic_vfs.json; or an owner found elsewhere: netplan, NetworkManager, systemd .link files, udev rules,
-an operator, a script. Where there is such an owner hostprep looks and does not fight: that file has to say it.
+an operator, a script. Where there is such an owner hostprep looks and does not fight: that file has to say it. What
+else a profile sets of such VFs is recorded, and at boot set on as many VFs as the owner would make.
 
 VFs in use are not dropped, moved or set: a VF that vfio holds open, that lives in another network namespace, is in a
-bond or bridge, has addresses or routes, or RDMA users. The finding names the holder, and only --allow-disruption
-nic_vfs goes on. A PF in another network namespace (a kind worker has it) is judged there and never changed, though
-the host could.
+bond or bridge, below a macvlan of a container, has addresses or routes, or RDMA users. The finding names the holder,
+and only --allow-disruption nic_vfs goes on. So it is where the link of a PF in use may go down. A PF in another network
+namespace (a kind worker has it) is judged there and never changed, though the host could.
 
 From n to m VFs the kernel only goes through none: all are dropped and made anew, and what the others were set to is
-set again. VFs are made without drivers where something is to be set first, since drivers read it when they are bound.
+set again, as far as the driver takes it. VFs are made without drivers where something is to be set first, since
+drivers read it when they are bound.
 """
 
 from __future__ import annotations
 
-import json
+import errno
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hostprep import pci
-from hostprep.errors import ChangeFailed, CommandFailed, HostError
+from hostprep.errors import ChangeFailed, HostError, HostprepError
 from hostprep.host import Host, attempt
 from hostprep.host.network import Link
 from hostprep.host.processes import Namespace
 from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Reading, Section, Unknown, Value
-from hostprep.sriov import boot, vfs
+from hostprep.sriov import boot, eswitch, vfs
 from hostprep.sriov.holders import holders
 from hostprep.sriov.owners import Owner, Pf, owners
 
@@ -120,7 +122,6 @@ _BY_NETLINK = ("mac", "vlan", "qos", "proto", "trust", "spoofchk", "link", "min_
 _PLAIN: dict[str, Value] = dict(
     zip(_BY_NETLINK, ("00:00:00:00:00:00", 0, 0, "802.1Q", False, True, "auto", 0, 0), strict=True)
 )
-_NEEDS_INLINE = ("15b3:1013", "15b3:1015")  # ConnectX-4 and 4 Lx want inline-mode transport before switchdev
 _VF_KEY = re.compile(r"vf(\d+)/(\w+)")
 
 
@@ -151,10 +152,11 @@ def inspect(host: Host) -> Facts:
     for f in functions:
         link = seen[f.address].link if f.address in seen else None
         facts |= pci.describe(f, link if isinstance(link, Unknown) else () if link is None else _names(f, link))
-    names = pci.interfaces(host) if capable else {}
+    drivers = {a: pci.driver(host, a) for f in capable for a in f.vfs if a} | {f.address: f.driver for f in capable}
+    classes = [pci.children(host, f"/sys/class/{name}") if capable else {} for name in ("net", "infiniband")]
     for s in seen.values():
-        facts |= {f"{s.function.address}/{name}": fact for name, fact in _pf_facts(host, s, names)}
-    used = attempt(holders, host, [a for s in seen.values() for a in (s.function.address, *s.function.vfs) if a])
+        facts |= {f"{s.function.address}/{name}": fact for name, fact in _pf_facts(host, s, drivers, *classes)}
+    used = attempt(holders, host, list(drivers), drivers)
     for s in seen.values():
         facts |= {f"{s.function.address}/{name}": fact for name, fact in _holder_facts(s.function, used)}
     return _with_next_boot(host, facts, seen)
@@ -198,21 +200,28 @@ def _names(f: pci.Function, link: Link) -> tuple[str, ...]:
     return tuple(name for name in (link.name, *link.altnames) if name not in f.netdevs)
 
 
-def _pf_facts(host: Host, s: Seen, interfaces: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, Fact]]:
+def _pf_facts(
+    host: Host,
+    s: Seen,
+    drivers: Mapping[str, str],
+    interfaces: Mapping[str, Sequence[str]],
+    rdma: Mapping[str, Sequence[str]],
+) -> Iterator[tuple[str, Fact]]:
     """What is so now; the next boot is added later."""
     f = s.function
-    drivers = [pci.driver(host, address) for address in f.vfs]
     offered = attempt(_offered, host, f)
     yield "vfs", Fact(len(f.vfs), None)
     yield "total", Fact.fixed(offered)
-    yield "bound", Fact(sum(map(bool, drivers)), None)
+    yield "bound", Fact(sum(bool(drivers.get(address)) for address in f.vfs), None)
     if offered is not None:
         yield "autoprobe", Fact(attempt(_autoprobe, host, f), None)
-        yield "eswitch", Fact(attempt(_eswitch, host, f), None)
-    for i, (address, driver) in enumerate(zip(f.vfs, drivers, strict=True)):
-        yield f"vf{i}/driver", Fact(driver or "none", None)
+        yield "eswitch", Fact(attempt(eswitch.mode, host, f), None)
+    for i, address in enumerate(f.vfs):
+        yield f"vf{i}/driver", Fact(drivers.get(address) or "none", None)
         if address in interfaces:
             yield f"vf{i}/netdev", Fact.fixed(interfaces[address][0])
+        if address in rdma:
+            yield f"vf{i}/guid", Fact.fixed(attempt(_has_guid, host, rdma[address][0]))
     if s.place:
         yield "netns", Fact.fixed(s.place if isinstance(s.place, Unknown) else s.place.holder)
     if isinstance(s.link, Unknown):
@@ -232,25 +241,13 @@ def _offered(host: Host, f: pci.Function) -> int | None:
     return host.number(path) if host.exists(path) else None
 
 
+def _has_guid(host: Host, device: str) -> bool:
+    """Has an RDMA device a node GUID? An mlx5 VF gets it from its address, when it is probed with one (R20)."""
+    return any(c in "123456789abcdef" for c in host.read(f"/sys/class/infiniband/{device}/node_guid") or "")
+
+
 def _autoprobe(host: Host, f: pci.Function) -> bool:
     return bool(host.number(f"{f.path}/sriov_drivers_autoprobe"))
-
-
-def _eswitch(host: Host, f: pci.Function) -> str | None:
-    """legacy or switchdev; None where the driver has no embedded switch."""
-    if not f.driver:
-        return None
-    try:
-        answer = json.loads(host.run("devlink", "-j", "dev", "eswitch", "show", f"pci/{f.address}"))
-        mode = answer["dev"][f"pci/{f.address}"].get("mode")
-    except CommandFailed as e:
-        # `kernel answers: Operation not supported`, `No such device`; `Failed to connect to devlink Netlink`
-        if re.search(r"not supported|No such device|Failed to connect to devlink", e.output):
-            return None
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise HostError(f"devlink: answered what is not understood: {e}") from e
-    return str(mode) if mode is not None else None
 
 
 def _holder_facts(f: pci.Function, used: Mapping[str, str | Unknown] | Unknown) -> Iterator[tuple[str, Fact]]:
@@ -268,22 +265,18 @@ def _with_next_boot(host: Host, facts: Facts, seen: Mapping[str, Seen]) -> Facts
     made = dict(facts)
     record = attempt(_record, host)
     owned = attempt(owners, host, [_for_owners(s) for s in seen.values()])
+    if isinstance(record, Unknown):
+        for key, fact in facts.items():
+            if _is_setting(key.partition("/")[2]):
+                made[key] = Fact(fact.current, record)
     for address in seen:
-        prefix = f"{address}/"
-        if isinstance(record, Unknown):
-            kept: Mapping[str, Value] | Unknown = record
-        else:
+        if not isinstance(record, Unknown):
             kept = _of_this_device(record.get(address, {}), facts[f"{address}/id"].current)
-        for key in [k for k in made if k.startswith(prefix) and _is_setting(k.removeprefix(prefix))]:
-            name = key.removeprefix(prefix)
-            nothing = 0 if name == "vfs" else None  # no kernel makes VFs by itself
-            later: Reading = kept if isinstance(kept, Unknown) else kept.get(name, nothing)
-            made[key] = made[key]._replace(next_boot=later)
-        if not isinstance(kept, Unknown):
-            unread = made.get(f"{address}/link", Fact.fixed(None)).current
-            for name, value in kept.items():
+            unread = facts.get(f"{address}/link", Fact.fixed(None)).current
+            for name, value in {"vfs": 0, **kept}.items():  # no kernel makes VFs by itself
                 by_netlink = name in ("mtu", "up") or name.rpartition("/")[2] in _BY_NETLINK
-                made.setdefault(prefix + name, Fact(unread if by_netlink else None, value))
+                now = facts.get(f"{address}/{name}", Fact.fixed(unread if by_netlink else None)).current
+                made[f"{address}/{name}"] = Fact(now, value)
             made[f"{address}/recorded"] = Fact.fixed(tuple(kept))
         if found := owned if isinstance(owned, Unknown) else owned.get(address):
             made |= _owned(address, made[f"{address}/vfs"], found)
@@ -396,6 +389,9 @@ def _goals(facts: Facts, address: str, entry: Section) -> Iterator[tuple[str, De
     for i, wanted in enumerate(settings):
         for name, value in wanted.items():
             yield f"vf{i}/{name}", _wanted_of_a_vf(facts, address, i, name, value)
+        if "mac" in wanted and f"{address}/vf{i}/guid" in facts:
+            means = f"The RDMA device of VF {i} has no node GUID: connections over it fail (rdma_cm)."
+            yield f"vf{i}/guid", Desired(True, persist=False, means=means)
 
 
 def _wanted_drivers(facts: Facts, address: str, wanted: Sequence[Value]) -> Iterator[tuple[str, Desired]]:
@@ -543,13 +539,23 @@ def at_boot(facts: Facts) -> Sequence[Change]:
     """What our boot unit makes again: what the record says and is not so."""
     changes = []
     for address in pci.addresses(facts):
-        recorded = facts.get(f"{address}/recorded", Fact.fixed(())).current
-        for name in recorded if isinstance(recorded, tuple) else ():
+        for name in _to_make_again(facts, address):
             now, later = facts[f"{address}/{name}"]
             enough = name == "mtu" and isinstance(now, int) and isinstance(later, int) and now >= later
             if now != later and not enough and not isinstance(now, Unknown) and not isinstance(later, Unknown):
                 changes.append(Change(NAME, f"{address}/{name}", Facet.CURRENT, now, later))
     return changes
+
+
+def _to_make_again(facts: Facts, address: str) -> list[str]:
+    """The settings in the record. VFs that somebody else makes are left to them; but where the record sets them, they
+    have to be there, and as many as the other would make: then it finds them so, and writes nothing (R1)."""
+    recorded = facts.get(f"{address}/recorded", Fact.fixed(())).current
+    names = list(recorded) if isinstance(recorded, tuple) else []
+    if f"{address}/owner" not in facts:
+        return names
+    first = ["vfs"] if facts[f"{address}/vfs"].current == 0 and any(_index(name) >= 0 for name in names) else []
+    return first + [name for name in names if name != "vfs"]
 
 
 # -- changing -------------------------------------------------------------------------------------
@@ -590,23 +596,46 @@ def _change(host: Host, address: str, wanted: Mapping[str, Value]) -> None:
     if _is_hidden(host, f):  # sriov-network-operator#2: such PFs were reset to no VFs, under their owner
         raise ChangeFailed(f"{address}: its network interface is in another network namespace: left alone")
     name = f.netdevs[0] if f.netdevs else ""
-    if name and ("up" in wanted or "mtu" in wanted):
+    if name and ("up" in wanted or "mtu" in wanted):  # first: bnxt and ixgbe make no VFs of a PF that is down (R11)
         host.set_link(name, up=_bool(wanted.get("up")), mtu=_number(wanted.get("mtu")))
-    if "eswitch" in wanted:
-        _set_eswitch(host, f, str(wanted["eswitch"]))
-    of_vfs = _by_vf(wanted)
-    if "vfs" in wanted:
-        count = _number(wanted["vfs"]) or 0
-        _remake(host, f, count, of_vfs, _bool(wanted.get("autoprobe")))
+    mode = wanted.get("eswitch")
+    if "vfs" in wanted or (mode and f.vfs and f.driver in eswitch.WITHOUT_VFS):
+        kept = attempt(_kept, host, f)
+        try:
+            _remake(host, f, wanted)
+        except HostprepError:
+            _make_as_before(host, f, kept)
+            raise
         return
     if "autoprobe" in wanted:
         host.write(f"{f.path}/sriov_drivers_autoprobe", str(int(bool(wanted["autoprobe"]))))
-    for index, settings in of_vfs.items():
+    if mode == "legacy":
+        _switch(host, f, wanted)
+    for index, settings in _by_vf(wanted).items():
+        if index >= len(f.vfs):
+            raise ChangeFailed(f"{address}: has no VF {index} that could be set: it has {len(f.vfs)}")
         _set(host, name, index, settings)
         _rebind(host, f.vfs[index], settings)
+    if mode and mode != "legacy":  # there a driver sets less of a VF
+        _switch(host, f, wanted)
     if "bound" in wanted:
         vfs.probe(host, address)
         vfs.settle(host, address, bound=True)
+
+
+def _switch(host: Host, f: pci.Function, wanted: Mapping[str, Value]) -> None:
+    """Change the mode of the embedded switch, while the VFs that there are have no driver (R35)."""
+    bound = {vf: driver for vf in f.vfs if (driver := pci.driver(host, vf))}
+    for vf in bound:
+        vfs.bind(host, vf, None)
+    try:
+        eswitch.change(host, f, str(wanted["eswitch"]), _bool(wanted.get("up")), _number(wanted.get("mtu")))
+    except HostprepError:
+        for vf, driver in bound.items():
+            attempt(vfs.bind, host, vf, driver)  # what went wrong first is told
+        raise
+    for vf, driver in bound.items():
+        vfs.bind(host, vf, driver)
 
 
 def _by_vf(wanted: Mapping[str, Value]) -> dict[int, dict[str, Value]]:
@@ -617,37 +646,65 @@ def _by_vf(wanted: Mapping[str, Value]) -> dict[int, dict[str, Value]]:
     return found
 
 
-def _remake(
-    host: Host, f: pci.Function, count: int, wanted: Mapping[int, Mapping[str, Value]], autoprobe: bool | None
-) -> None:
-    """Make this many VFs. What those that stay were set to is set again, and what is wanted of each over it.
+def _remake(host: Host, f: pci.Function, wanted: Mapping[str, Value]) -> None:
+    """Make the VFs anew. What those that stay were set to is set again, and what is wanted of each over it.
 
     Where something is to be set, VFs are made without drivers: an mlx5 VF takes its address, and its node GUID from
     it, when it is probed (sriov-cni#232), and a VF for vfio never shows up as an interface that somebody else grabs.
     """
-    kept = _kept(host, f)
-    settings = {i: {**kept.get(i, {}), **wanted.get(i, {})} for i in range(count)}
+    count = (_number(wanted["vfs"]) or 0) if "vfs" in wanted else len(f.vfs)
+    mode = wanted.get("eswitch")
+    kept = _kept(host, f) if count else {}
+    asked = _by_vf(wanted)
+    settings = {i: {**kept.get(i, {}), **asked.get(i, {})} for i in range(count)}
     probing = f"{f.path}/sriov_drivers_autoprobe"
-    before = bool(host.number(probing))
-    after = before if autoprobe is None else autoprobe
-    hold = any(settings.values()) and host.exists(probing)
+    before = not host.exists(probing) or bool(host.number(probing))
+    after = bool(wanted["autoprobe"]) if "autoprobe" in wanted else before
+    hold = (any(settings.values()) or bool(mode)) and host.exists(probing)
     if (not hold and after) != before:
         host.write(probing, str(int(not hold and after)))
     try:
+        first = mode and (mode == "legacy" or not count or f.driver in eswitch.WITHOUT_VFS)
+        if first:
+            vfs.make(host, f.address, 0)
+            _switch(host, f._replace(vfs=()), wanted)
         vfs.make(host, f.address, count)
         made = pci.virtual_functions(host, f.address)[:count]  # a rehearsal still sees those that go
-        for i, setting in settings.items():
-            _set(host, f.netdevs[0] if f.netdevs else "", i, setting)
-    finally:
+        name = next(iter(pci.netdevs(host, f.path)), "")
+        if any(setting.get(rate) for setting in settings.values() for rate in ("min_rate", "max_rate")):
+            vfs.wait_for_link(host, name)
+        for i in range(count):
+            _set(host, name, i, asked.get(i, {}))
+            _set_again(host, name, i, {k: v for k, v in kept.get(i, {}).items() if k not in asked.get(i, {})})
+        if mode and not first:
+            _switch(host, f._replace(vfs=made), wanted)
+        # before they are probed: udev may be loading their usual driver, which takes all that it finds
+        for i, address in enumerate(made):
+            if settings[i].get("driver"):
+                vfs.bind(host, address, _driver(settings[i]["driver"]))
+    except HostprepError:
         if hold and after:
-            host.write(probing, "1")
-    for i, address in enumerate(made):
-        if settings[i].get("driver"):
-            vfs.bind(host, address, _driver(settings[i]["driver"]))
-    bound = after and not any(setting.get("driver") == "none" for setting in settings.values())
-    if bound:
-        vfs.probe(host, f.address)
-    vfs.settle(host, f.address, bound=bound)
+            attempt(host.write, probing, "1")  # what went wrong first is told (sriov-network-operator#548)
+        raise
+    if hold and after:
+        host.write(probing, "1")
+    leave = [address for i, address in enumerate(made) if settings[i].get("driver") == "none"]
+    if after:
+        vfs.probe(host, f.address, leave)
+    vfs.settle(host, f.address, bound=after and not leave)
+
+
+def _make_as_before(host: Host, f: pci.Function, kept: Mapping[int, Mapping[str, Value]] | Unknown) -> None:
+    """Bring back VFs that were dropped for others which could not be made, with all that they were set to."""
+    if not f.vfs or isinstance(kept, Unknown):
+        return
+    before = {f"vf{i}/{name}": value for i, values in kept.items() for name, value in values.items()}
+    try:
+        now = pci.function(host, f.address)
+        if len(now.vfs) != len(f.vfs) or _kept(host, now) != kept:
+            _remake(host, now, {"vfs": len(f.vfs), **before})
+    except HostprepError as e:
+        host.progress(f"{f.address}: its {len(f.vfs)} VFs are not all as they were: {e}")
 
 
 def _kept(host: Host, f: pci.Function) -> dict[int, dict[str, Value]]:
@@ -663,6 +720,14 @@ def _kept(host: Host, f: pci.Function) -> dict[int, dict[str, Value]]:
     return kept
 
 
+def _set_again(host: Host, pf: str, index: int, settings: Mapping[str, Value]) -> None:
+    """What a VF was set to before. A driver that no longer takes it is told of, and is no reason to undo the rest."""
+    try:
+        _set(host, pf, index, settings)
+    except ChangeFailed as e:
+        host.progress(f"not set again as it was: {e}")
+
+
 def _set(host: Host, pf: str, index: int, settings: Mapping[str, Value]) -> None:
     attributes: dict[str, Any] = {name: value for name, value in settings.items() if name in _BY_NETLINK}
     if not attributes:
@@ -672,9 +737,29 @@ def _set(host: Host, pf: str, index: int, settings: Mapping[str, Value]) -> None
     try:
         host.set_vf(pf, index, **attributes)
     except HostError as e:
-        words = ", ".join(f"{name} {value}" for name, value in attributes.items())
+        refused, why = _refused(host, pf, index, attributes) or (attributes, e)
+        words = ", ".join(f"{name} {_word(value)}" for name, value in refused.items())
         hint = "Not every driver can set all of these; what its driver cannot do is left out of the profile."
-        raise ChangeFailed(f"{pf}: VF {index}: {words}: {e}", hint) from e
+        if why.code == errno.EINVAL and refused.keys() & {"min_rate", "max_rate"}:
+            hint = f"igb and ixgbe take a rate only while the link is up, and up to its speed: ip link show {pf}"
+        reason = str(why).removeprefix(f"{pf}: VF {index}: ")
+        raise ChangeFailed(f"{pf}: VF {index}: {words}: {reason}", hint) from e
+
+
+def _refused(host: Host, pf: str, index: int, attributes: Mapping[str, Any]) -> tuple[dict[str, Any], HostError] | None:
+    """Of attributes that could not be set together those that cannot be set alone: the kernel does not tell which."""
+    for names in (("mac",), ("vlan", "qos", "proto"), ("min_rate", "max_rate"), ("spoofchk",), ("link",), ("trust",)):
+        group = {name: attributes[name] for name in names if name in attributes}
+        try:
+            if group and group.keys() != attributes.keys():
+                host.set_vf(pf, index, **group)
+        except HostError as e:
+            return group, e
+    return None
+
+
+def _word(value: Any) -> str:
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
 
 def _rebind(host: Host, vf: str, settings: Mapping[str, Value]) -> None:
@@ -682,29 +767,9 @@ def _rebind(host: Host, vf: str, settings: Mapping[str, Value]) -> None:
     bound = pci.driver(host, vf)
     if "driver" in settings:
         vfs.bind(host, vf, _driver(settings["driver"]))
-    elif "mac" in settings and bound not in ("", vfs.VFIO):
+    elif ("mac" in settings or settings.get("guid")) and bound not in ("", vfs.VFIO):
         vfs.bind(host, vf, None)
         vfs.bind(host, vf, bound)
-
-
-def _set_eswitch(host: Host, f: pci.Function, mode: str) -> None:
-    """Change the mode of the embedded switch while no VF has a driver (R35); the PF goes down on the way (R39)."""
-    bound = {vf: pci.driver(host, vf) for vf in f.vfs}
-    for vf, driver in bound.items():
-        if driver:
-            vfs.bind(host, vf, None)
-    try:
-        if mode == "switchdev" and f.vendor_device in _NEEDS_INLINE:
-            host.run("devlink", "dev", "eswitch", "set", f"pci/{f.address}", "inline-mode", "transport", timeout=60)
-        host.run("devlink", "dev", "eswitch", "set", f"pci/{f.address}", "mode", mode, timeout=60)
-    except HostError as e:
-        raise ChangeFailed(f"{f.address}: eswitch {mode}: {e}", "Is the PF in a bond (EBUSY)? See dmesg.") from e
-    finally:
-        for vf, driver in bound.items():
-            if driver:
-                vfs.bind(host, vf, driver)
-    if f.netdevs:
-        host.set_link(f.netdevs[0], up=True)
 
 
 def _driver(value: Value) -> str | None:

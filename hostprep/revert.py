@@ -212,13 +212,13 @@ def _undo(performer: Performer, standing: Iterable[Standing]) -> None:
 def _groups(checks: Checks, standing: Iterable[Standing]) -> Iterator[list[Standing]]:
     """What is taken back of the running system at once.
 
-    One by one, as a rule: a pool of the host and that of its only node are the same pages. All of a check whose
-    settings come and go together: VFs, and what they were set to.
+    One by one, as a rule: a pool of the host and that of its only node are the same pages. But all of a device whose
+    settings come and go together: its VFs, and what they were set to.
     """
-    together: dict[str, list[Standing]] = {}
+    together: dict[tuple[str, str], list[Standing]] = {}
     for s in standing:
         if recreating(checks[s.change.check]):
-            together.setdefault(s.change.check, []).append(s)
+            together.setdefault((s.change.check, s.change.key.partition("/")[0]), []).append(s)
         else:
             yield [s]
     yield from together.values()

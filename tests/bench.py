@@ -104,8 +104,8 @@ def looking_at_vfs() -> None:
 
 
 def make_tree(root: str, vfs: int) -> None:
-    """A /sys with PORTS physical functions whose VFs are bound and have no interface (as pci-pf-stub has them)."""
-    devices, driver = f"{root}/bus/pci/devices", "../../../../bus/pci/drivers/vfio-pci"
+    """A /sys with PORTS physical functions whose VFs have no driver yet: nobody but sysfs knows anything of them."""
+    devices = f"{root}/bus/pci/devices"
     os.makedirs(f"{root}/class/net")
     for port in range(PORTS):
         pf = f"0000:{0x10 + port:02x}:00.0"
@@ -116,12 +116,12 @@ def make_tree(root: str, vfs: int) -> None:
         )
         for index in range(share):
             vf = f"0000:{0x10 + port:02x}:{(index + 1) >> 3:02x}.{(index + 1) & 7}"
-            make_function(root, vf, {"vendor": "0x15b3", "device": "0x101a"}, driver)
+            make_function(root, vf, {"vendor": "0x15b3", "device": "0x101a"})
             os.symlink(f"../{pf}", f"{devices}/{vf}/physfn")
             os.symlink(f"../{vf}", f"{devices}/{pf}/virtfn{index}")
 
 
-def make_function(root: str, address: str, attributes: dict[str, str], driver: str) -> None:
+def make_function(root: str, address: str, attributes: dict[str, str], driver: str = "") -> None:
     """One PCI function: its directory below /sys/devices, and the link to it."""
     path = f"{root}/devices/pci0000:00/{address}"
     os.makedirs(path)
@@ -130,7 +130,8 @@ def make_function(root: str, address: str, attributes: dict[str, str], driver: s
     for name, text in {"class": "0x020000", **attributes}.items():
         with open(f"{path}/{name}", "w") as f:
             f.write(f"{text}\n")
-    os.symlink(driver, f"{path}/driver")
+    if driver:
+        os.symlink(driver, f"{path}/driver")
 
 
 if __name__ == "__main__":

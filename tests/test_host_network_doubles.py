@@ -27,6 +27,7 @@ QUESTIONS: dict[str, tuple[Callable[[Host], Any], Any]] = {
     "open files": (lambda host: host.open_files(["/dev/vfio/"]), {"/dev/vfio/12": (Process(42, "qemu", "libvirt a"),)}),
     "namespaces": (lambda host: host.namespaces(), [NS]),
     "netdevs": (lambda host: host.netdevs_elsewhere([NS]), {"0000:17:00.2": ("eth0", NS)}),
+    "uppers": (lambda host: host.uppers_elsewhere([NS]), {7: (("eth1", "macvlan", NS),)}),
 }
 
 
@@ -38,6 +39,7 @@ def fill(host: FakeHost) -> FakeHost:
     host.namespace_list = [NS]
     host.elsewhere[NS.path] = FakeHost(Path(host.root) / "t1", {})
     host.netdev_elsewhere_table = {"0000:17:00.2": ("eth0", NS)}
+    host.upper_elsewhere_table = {7: (("eth1", "macvlan", NS),)}
     return host
 
 
@@ -45,7 +47,7 @@ def fill(host: FakeHost) -> FakeHost:
 def machine(make_host: MakeHost, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     """A host of tables, which is also what this machine then seems to be."""
     host = fill(make_host({}))
-    for name in ("links", "addresses", "routes", "netdevs_elsewhere"):
+    for name in ("links", "addresses", "routes", "netdevs_elsewhere", "uppers_elsewhere"):
         monkeypatch.setattr(network, name, getattr(host, name))
     for name in ("open_files", "namespaces"):
         monkeypatch.setattr(processes, name, getattr(host, name))

@@ -443,6 +443,7 @@ def test_r12_a_dual_link_table_is_not_needed_where_no_attribute_is_wanted(host: 
     Path(f"{host.root}{DEVICES}/0000:65:00.0/net/gone0/ifindex").unlink()
     Path(f"{host.root}{DEVICES}/0000:65:00.0/net/gone0").rmdir()
     Path(f"{host.root}{DEVICES}/0000:65:00.0/net").rmdir()
+    host.remove("/sys/class/net/gone0")
     want = wanting(4, "0000:65:00.0", driver="none", autoprobe=False)
     assert apply(host, want, journal).failures == []
     assert set(statuses(host, want).values()) == {"pass"}

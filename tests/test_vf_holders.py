@@ -32,7 +32,7 @@ def by_class(files: Mapping[str, str]) -> dict[str, str]:
     found = {}
     for path in files:
         if match := re.fullmatch(
-            rf"({pci.DEVICES}/[^/]+/(net|infiniband_verbs|infiniband_mad|uio)/([^/]+))/(.+)", path
+            rf"({pci.DEVICES}/[^/]+/(net|infiniband_verbs|infiniband_mad|uio|vfio-dev)/([^/]+))/(.+)", path
         ):
             device, kind, name, entry = match.groups()
             found[f"/sys/class/{kind}/{name}"] = f"-> ../..{device.removeprefix('/sys')}"
@@ -160,6 +160,16 @@ def test_what_was_built_upon_a_function_uses_it(make_host: MakeHost, files: dict
     assert found.startswith(said)
 
 
+def test_a_macvlan_of_a_container_uses_the_interface_below_it(make_host: MakeHost) -> None:
+    """Docker's and Kubernetes' macvlan networks: sysfs does not show the link between two namespaces."""
+    host = make_host(netdev())
+    host.namespace_list = [KIND]
+    assert holders(host, [VF]) == {}
+    host.upper_elsewhere_table = {7: (("eth0", "macvlan", KIND),), 8: (("eth1", "macvlan", KIND),)}
+    said = "macvlan eth0 in another network namespace (docker 1a2b3c4d5e6f, pid 901 systemd) is on ens9f0v3"
+    assert holders(host, [VF]) == {VF: said}
+
+
 @pytest.mark.parametrize(
     ("addresses", "routes", "said"),
     [
@@ -280,7 +290,7 @@ def test_each_function_is_told_for_itself(make_host: MakeHost) -> None:
         (vf("pci-pf-stub"), []),
         (vfio(), ["open_files"]),
         (vf() | {f"{PATH}/net/": ""}, ["namespaces", "netdevs_elsewhere"]),
-        (netdev(), ["addresses", "routes"]),
+        (netdev(), ["namespaces", "uppers_elsewhere", "addresses", "routes"]),
     ],
 )
 def test_only_what_is_needed_is_asked_and_only_once(
@@ -289,11 +299,11 @@ def test_only_what_is_needed_is_asked_and_only_once(
     """Each costs a walk over all processes, or a child."""
     host = make_host(files)
     noted: list[str] = []
-    for name in ("open_files", "namespaces", "netdevs_elsewhere", "addresses", "routes"):
+    for name in ("open_files", "namespaces", "netdevs_elsewhere", "uppers_elsewhere", "addresses", "routes"):
 
-        def answer(*_: object, name: str = name) -> dict[str, object]:
+        def answer(*_: object, name: str = name) -> object:
             noted.append(name)
-            return {}
+            return [KIND] if name == "namespaces" else {}
 
         monkeypatch.setattr(host, name, answer)
     assert holders(host, []) == {}

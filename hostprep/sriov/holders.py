@@ -7,12 +7,13 @@ for ever for a process that has one open through vfio (R5, spdk#3205). So this i
 - processes with its device file open: vfio (group, /dev/vfio/devices, noiommu), uio, uverbs, umad, vhost-vdpa;
 - its network interface in another network namespace (R100), which is told by a `net` directory that is empty;
 - its network interface here in a bond, bridge or switch, below a VLAN or macvtap, with an address or routes;
+- a macvlan or ipvlan upon it that was moved to another network namespace, where the kernel's sysfs hides the link;
 - vDPA devices, mediated devices and subfunctions made of it.
 
 A monitor that opens every RDMA device (ibacm) is a holder like others: it is named, and can be stopped; a list of
 harmless names would go stale. That an interface is up is no use of it. Not seen are RDMA and XDP users within the
-kernel that have no address, packet sockets, device files of other names in a container, and macvlan interfaces that
-have been moved to another namespace, whose links the kernel then hides.
+kernel that have no address, packet sockets, device files of other names in a container, and, where root may not look
+into all processes (a hardened unit), that macvlan or ipvlan.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Function(NamedTuple):
     files: Mapping[str, tuple[str, str]]  # device file -> how it is used, through what
     netdevs: tuple[str, ...] = ()
     hidden: bool = False  # has it an interface that this network namespace does not show?
+    indexes: tuple[int, ...] = ()  # of netdevs
     stacked: tuple[Stacked, ...] = ()
 
 
@@ -66,6 +68,7 @@ class Classes(NamedTuple):
 
     made: Mapping[str, Mapping[str, str]]  # PCI address -> device made of it -> what a person calls that
     files: Mapping[str, Mapping[str, tuple[str, str]]]  # PCI address -> as Function.files
+    vfio: Mapping[str, Sequence[str]]  # PCI address -> its vfio devices
     netdevs: Mapping[str, Sequence[str]]  # PCI address -> interfaces of this namespace
     stacked: Mapping[str, Sequence[Stacked]]  # by the lower interface
 
@@ -76,21 +79,24 @@ class Users(NamedTuple):
     made: Mapping[str, Sequence[str]]  # PCI address -> "vDPA device vdpa0"
     opened: Table[str, tuple[Process, ...]]  # by device file
     elsewhere: Table[str, tuple[str, Namespace]]  # by PCI address
+    uppers: Table[int, tuple[tuple[str, str, Namespace], ...]]  # in other namespaces, by index of the lower interface
     addresses: Table[str, tuple[str, ...]]  # by interface
     routes: Table[str, tuple[str, ...]]
 
 
-def holders(host: Host, addresses: Sequence[str]) -> dict[str, str | Unknown]:
+def holders(host: Host, addresses: Sequence[str], drivers: Mapping[str, str] | None = None) -> dict[str, str | Unknown]:
     """Of the functions (PCI addresses) that are in use, by whom; Unknown where that could not be found out.
 
-    A function that is not there has no user.
+    A function that is not there has no user. `drivers`, by address, are those that the caller has read already.
     """
     if not addresses:
         return {}
     classes = attempt(_classes, host)
     if isinstance(classes, Unknown):
         return dict.fromkeys(addresses, classes)
-    seen = {address: attempt(_look, host, address, classes) for address in addresses}
+    known = drivers or {}
+    free = {a for a in addresses if known.get(a) == "" and a not in classes.made}  # nothing is used without a driver
+    seen = {a: attempt(_look, host, a, known.get(a), classes) for a in addresses if a not in free}
     users = _users(host, classes, [f for f in seen.values() if isinstance(f, Function)])
     told = {a: f if isinstance(f, Unknown) else _tell(a, f, users) for a, f in seen.items()}
     return {a: said for a, said in told.items() if said}
@@ -104,10 +110,10 @@ def _classes(host: Host) -> Classes:
     for folder, devices, how in _CLASSES:
         for address, names in children(host, folder).items():
             files.setdefault(address, {}).update({f"{devices}/{name}": (how, name) for name in names})
-    return Classes(_made(host), files, interfaces(host), _stacked(host))
+    return Classes(_made(host), files, children(host, "/sys/class/vfio-dev"), interfaces(host), _stacked(host))
 
 
-def _look(host: Host, address: str, classes: Classes) -> Function:
+def _look(host: Host, address: str, bound: str | None, classes: Classes) -> Function:
     path = f"{DEVICES}/{address}"
     files = {
         f"/dev/{name}": ("", what)  # drivers/vhost/vdpa.c
@@ -115,23 +121,24 @@ def _look(host: Host, address: str, classes: Classes) -> Function:
         for name in host.names(f"{path}/{child}")
         if name.startswith("vhost-vdpa-")
     }
-    bound = driver(host, address)
+    bound = driver(host, address) if bound is None else bound
     if not bound:  # what uses a function does so through its driver
         return Function(files)
     if "vfio" in bound:  # vfio-pci, and what is made of it: mlx5_vfio_pci, ice-vfio-pci ...
-        return Function(files | _vfio_files(host, path))
+        return Function(files | _vfio_files(host, path, classes.vfio.get(address, ())))
     files |= classes.files.get(address, {})
     found = tuple(classes.netdevs.get(address, ()))
     if len(found) > 1:
         found = netdevs(host, path)  # without representors
     hidden = not found and host.exists(f"{path}/net")
-    return Function(files, found, hidden, tuple(s for name in found for s in classes.stacked.get(name, ())))
+    stacked = tuple(s for name in found for s in classes.stacked.get(name, ()))
+    return Function(files, found, hidden, tuple(host.number(f"{path}/net/{n}/ifindex") for n in found), stacked)
 
 
-def _vfio_files(host: Host, path: str) -> dict[str, tuple[str, str]]:
+def _vfio_files(host: Host, path: str, devices: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Documentation/driver-api/vfio.rst: a group's file, or a device's own (since Linux 6.6)."""
     group = (host.link(f"{path}/iommu_group") or "").rpartition("/")[2]
-    files = {f"/dev/vfio/devices/{name}": ("", f"vfio device {name}") for name in host.names(f"{path}/vfio-dev")}
+    files = {f"/dev/vfio/devices/{name}": ("", f"vfio device {name}") for name in devices}
     if group:
         files |= {f"/dev/vfio/{prefix}{group}": ("", f"vfio group {group}") for prefix in ("", "noiommu-")}
     return files
@@ -167,11 +174,17 @@ def _users(host: Host, classes: Classes, functions: Sequence[Function]) -> Users
 
     # of /dev/infiniband/uverbs12 what comes before the number: few prefixes, for many files
     prefixes = sorted({file.rstrip("0123456789") for f in functions for file in f.files})
-    named = any(f.netdevs for f in functions)
+    named, hidden = any(f.netdevs for f in functions), any(f.hidden for f in functions)
+    others = attempt(host.namespaces) if named or hidden else []
+
+    def there(needed: bool, read: Callable[[Sequence[Namespace]], Mapping[K, V]]) -> Table[K, V]:
+        return others if needed and isinstance(others, Unknown) else attempt(read, others) if needed and others else {}
+
     return Users(
         {address: list(devices.values()) for address, devices in classes.made.items()},
         ask(bool(prefixes), lambda: host.open_files(prefixes)),
-        ask(any(f.hidden for f in functions), lambda: host.netdevs_elsewhere(host.namespaces())),
+        there(hidden, host.netdevs_elsewhere),
+        there(named and not isinstance(others, Unknown), host.uppers_elsewhere),
         ask(named, host.addresses),
         ask(named, host.routes),
     )
@@ -225,6 +238,12 @@ def _interfaces(f: Function, users: Users) -> Iterator[str | Unknown]:
                 yield (f"{name} is in {upper}" if s.master else f"{upper} is on {name}") + more
         if carries := _carries(name, users):
             yield carries if isinstance(carries, Unknown) else f"{name} {carries}"
+    if f.netdevs and isinstance(users.uppers, Unknown):
+        yield users.uppers
+    elif not isinstance(users.uppers, Unknown):
+        for lower, index in zip(f.netdevs, f.indexes, strict=True):
+            for upper, kind, namespace in users.uppers.get(index, ()):
+                yield f"{kind} {upper} in another network namespace ({namespace.holder}) is on {lower}".strip()
 
 
 def _carries(name: str, users: Users) -> str | Unknown:

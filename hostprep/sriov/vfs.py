@@ -7,6 +7,7 @@ asked for, and their links, drivers and interfaces come later.
 from __future__ import annotations
 
 import errno
+from collections.abc import Collection
 
 from hostprep.errors import ChangeFailed, HostError
 from hostprep.host import Host
@@ -15,6 +16,7 @@ from hostprep.pci import DEVICES, driver, virtual_functions
 WRITE_S = 120.0  # i40e takes 22 s for 64 VFs; sriov-network-operator waits 120 s
 LINKS_S = 60.0  # how long the links of VFs may take to appear after the write
 DRIVERS_S = 30.0  # and their drivers and network interfaces
+LINK_S = 10.0  # and the link of their PF, which some drivers take down to make them
 DRIVERS = "/sys/bus/pci/drivers"
 PROBE = "/sys/bus/pci/drivers_probe"
 VFIO = "vfio-pci"
@@ -105,6 +107,8 @@ def bind(host: Host, vf: str, wanted: str | None) -> None:
     if bound:
         host.write(f"{DRIVERS}/{bound}/unbind", vf)
     if wanted is None:
+        if bound == VFIO:
+            _forget(host, vf, "")
         return
     if not host.exists(f"{DRIVERS}/{wanted}"):
         host.run("modprobe", wanted)
@@ -112,22 +116,31 @@ def bind(host: Host, vf: str, wanted: str | None) -> None:
     try:
         host.write(PROBE, vf)
     except HostError as e:
+        if driver(host, vf) == wanted:  # the write may fail although it was bound (dpdk-devbind)
+            _forget(host, vf, wanted)
+            return
+        _forget(host, vf, "")
         if wanted == VFIO and not host.exists(f"{DEVICES}/{vf}/iommu_group"):
             hint = "Enable VT-d or AMD-Vi in the BIOS, and on Intel intel_iommu=on (kernel_args)."
             raise ChangeFailed(f"{vf}: {VFIO} needs an IOMMU, and this device is in no group of one", hint) from e
         raise
     took = host.settled(lambda: driver(host, vf) == wanted, DRIVERS_S)
-    if wanted != VFIO:
-        host.write(f"{DEVICES}/{vf}/driver_override", "\n")
+    _forget(host, vf, wanted if took else "")
     if not took and not host.rehearsing:
         found = driver(host, vf) or "none"
         raise ChangeFailed(f"{vf}: {wanted} does not take it (its driver is {found})", f"See dmesg | grep {vf}")
 
 
-def probe(host: Host, pf: str) -> None:
-    """Let the kernel bind the VFs of a PF that have no driver yet to those that it would choose."""
+def _forget(host: Host, vf: str, bound: str) -> None:
+    """Leave a driver_override only where a driver needs it that no device gets by itself."""
+    if bound != VFIO:
+        host.write(f"{DEVICES}/{vf}/driver_override", "\n")
+
+
+def probe(host: Host, pf: str, leave: Collection[str] = ()) -> None:
+    """Let the kernel bind the VFs of a PF that have no driver yet to those that it would choose, but for some."""
     for vf in virtual_functions(host, pf):
-        if not driver(host, vf):
+        if vf not in leave and not driver(host, vf):
             host.write(PROBE, vf)
 
 
@@ -141,3 +154,10 @@ def settle(host: Host, pf: str, *, bound: bool) -> None:
         return not host.exists(f"{DEVICES}/{vf}/net") or bool(host.names(f"{DEVICES}/{vf}/net"))
 
     host.settled(lambda: all(ready(vf) for vf in virtual_functions(host, pf)), DRIVERS_S)
+
+
+def wait_for_link(host: Host, name: str) -> None:
+    """Wait, within limits, for a PF that is up to have its link: igb and ixgbe refuse rates without (EINVAL)."""
+    up = host.links([name]) if name and not host.rehearsing else {}
+    if name in up and up[name].up:
+        host.settled(lambda: host.links([name])[name].carrier, LINK_S)
