@@ -346,7 +346,17 @@ def decide(facts: Facts, want: Section) -> Goals:
             by_pf[address] = {**known, **entry, "each": {**known.get("each", {}), **entry.get("each", {})}}
     for address, entry in by_pf.items():
         goals |= {f"{address}/{name}": d for name, d in _goals(facts, address, entry)}
-    return {key: _guarded(facts, key, desired) for key, desired in goals.items()}
+    goals = {key: _guarded(facts, key, desired) for key, desired in goals.items()}
+    return {key: _like_its_vf(facts, goals, key) for key in goals}
+
+
+def _like_its_vf(facts: Facts, goals: Goals, key: str) -> Desired:
+    """What is wanted of a VF that is not there yet can be had only where the VF can."""
+    address, _, name = key.partition("/")
+    vfs, there = goals.get(f"{address}/vfs"), facts.get(f"{address}/vfs", Fact.fixed(0)).current
+    if vfs is None or not isinstance(there, int) or _index(name) < there:
+        return goals[key]
+    return goals[key]._replace(refused_now=goals[key].refused_now or vfs.refused_now, disrupts=vfs.disrupts)
 
 
 def _selection(facts: Facts, entry: Section) -> Goals:

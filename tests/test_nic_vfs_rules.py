@@ -322,3 +322,13 @@ def test_r111_at_boot_vfs_that_others_make_are_there_before_they_are_set(host: S
     assert {c.key.partition("/")[2]: c.after for c in at_boot(host) if "trust" not in c.key} == {"vfs": 4, "up": True}
     host.write(f"{DEVICES}/{PF0}/sriov_numvfs", "2")
     assert f"{PF0}/vfs" not in {c.key for c in at_boot(host)}, "what the other has made is left to it"
+
+
+def test_what_is_wanted_of_vfs_that_cannot_be_made_is_not_tried(host: SriovHost, journal: Journal) -> None:
+    host.pf("0000:65:00.0", "ens7np0", total=None)
+    assert apply(host, wanting(4, "ens7np0", mac="derived"), journal).failures == []
+    apply(host, wanting(2), journal)
+    host.address_table["ens9f0v1"] = ("192.168.20.11/24",)
+    refused = apply(host, wanting(4, mac="derived"), journal)
+    assert [f.name for f in refused.failures] == []
+    assert {vf.mac for vf in host.link_table["ens9f0np0"].vfs if vf.index == 0} == {"02:00:00:00:00:02"}
