@@ -20,7 +20,8 @@
         up: true             # the PF; wanted wherever VFs are, unless this says false
         eswitch: legacy      # or switchdev
 
-Where several entries match a PF, what a later one says of a setting counts. Now is sysfs (VFs are counted by their
+Where several entries match a PF, what a later one says of a setting counts, as does a later line of `each`. What an
+earlier profile had recorded of a PF, and this one does not speak of, is taken out of the record. Now is sysfs (VFs are counted by their
 links), and netlink for what the PF's driver tells of its VFs. Next boot: no kernel keeps VFs over a reboot, so it is
 what makes them again. That is hostprep's own boot unit (hostprep-apply.service) with the record that apply writes, in
 /etc/hostprep/boot/nic_vfs.json; or an owner found elsewhere: netplan, NetworkManager, systemd .link files, udev rules,
@@ -56,12 +57,13 @@ from hostprep.sriov.owners import Owner, Pf, owners
 
 NAME = "nic_vfs"
 
-_MAC = r"^([0-9a-f][02468ace])(:[0-9a-f]{2}){5}$(?!\n)"
+_MAC = r"^(?!00:00:00:00:00:00)[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5}$(?!\n)"
 _RATE = {"type": "integer", "minimum": 0, "description": "Mbit/s"}
 _OF_A_VF = {
     "mac": {
-        "anyOf": [{"const": "derived"}, {"type": "string", "pattern": _MAC}],
-        "description": "derived, or an address",
+        "type": "string",
+        "pattern": f"^derived$(?!\\n)|{_MAC}",
+        "description": "derived, or an address of one device such as 02:11:22:33:44:55 (not 00:00:00:00:00:00)",
     },
     "vlan": {
         "description": "a VLAN, or {id, qos, proto}; 0: none",
@@ -97,6 +99,7 @@ _ENTRY = {
         "up": {"type": "boolean"},
         "eswitch": {"enum": ["legacy", "switchdev"]},
         **_OF_A_VF,
+        "mac": {"const": "derived", "description": "derived; an address is of one VF alone: each"},
         "each": {
             "description": "what single VFs have otherwise: {0: {...}, 4-7: {...}}",
             "type": "object",
@@ -110,10 +113,8 @@ _ENTRY = {
     "additionalProperties": False,
 }
 SCHEMA = {
-    "description": "VFs by physical function: a list of {pf, vfs, ...}.",
-    "type": "array",
-    "items": _ENTRY,
-    "minItems": 1,
+    "description": "VFs by physical function: {pf, vfs, ...}, or a list of these.",
+    "anyOf": [_ENTRY, {"type": "array", "items": _ENTRY, "minItems": 1}],
 }
 
 _PF_SETTINGS = ("autoprobe", "mtu", "up", "eswitch")
@@ -338,14 +339,14 @@ def _bound(facts: Facts, address: str) -> Fact:
 
 def decide(facts: Facts, want: Section) -> Goals:
     goals: dict[str, Desired] = {}
-    by_pf: dict[str, dict[str, Any]] = {}
-    for entry in want:
+    by_pf: dict[str, list[Section]] = {}
+    for entry in want if isinstance(want, list) else [want]:
         goals |= _selection(facts, entry)
         for address in pci.select(facts, entry["pf"]):
-            known = by_pf.setdefault(address, {})
-            by_pf[address] = {**known, **entry, "each": {**known.get("each", {}), **entry.get("each", {})}}
-    for address, entry in by_pf.items():
-        goals |= {f"{address}/{name}": d for name, d in _goals(facts, address, entry)}
+            by_pf.setdefault(address, []).append(entry)
+    for address, entries in by_pf.items():
+        of_pf = dict(_goals(facts, address, entries))
+        goals |= {f"{address}/{name}": d for name, d in (of_pf | _forgotten(facts, address, of_pf)).items()}
     goals = {key: _guarded(facts, key, desired) for key, desired in goals.items()}
     return {key: _like_its_vf(facts, goals, key) for key in goals}
 
@@ -354,16 +355,19 @@ def _like_its_vf(facts: Facts, goals: Goals, key: str) -> Desired:
     """What is wanted of a VF that is not there yet can be had only where the VF can."""
     address, _, name = key.partition("/")
     vfs, there = goals.get(f"{address}/vfs"), facts.get(f"{address}/vfs", Fact.fixed(0)).current
-    if vfs is None or not isinstance(there, int) or _index(name) < there:
+    if vfs is None or not isinstance(there, int) or (name != "bound" and _index(name) < there):
         return goals[key]
-    return goals[key]._replace(refused_now=goals[key].refused_now or vfs.refused_now, disrupts=vfs.disrupts)
+    if name == "bound":
+        return goals[key]._replace(waits=vfs.waits, fix=vfs.fix if vfs.waits else goals[key].fix)
+    refused = goals[key].refused_now or vfs.refused_now
+    return goals[key]._replace(refused_now=refused, disrupts=vfs.disrupts, waits=vfs.waits, fix=vfs.fix)
 
 
 def _selection(facts: Facts, entry: Section) -> Goals:
     """Are there as many PFs as the entry speaks of?"""
     selector, wanted = entry["pf"], entry.get("count")
     found = pci.count(facts, selector)
-    if wanted is None and found:
+    if wanted is None and isinstance(found, int) and found:
         return {}
     means = pci.nothing(facts, selector, "physical function") if found == 0 else ""
     fix = "Name one of these, or find out why the card is not there: lspci -nn"
@@ -373,8 +377,9 @@ def _selection(facts: Facts, entry: Section) -> Goals:
     return {f"pf {selector}": desired}
 
 
-def _goals(facts: Facts, address: str, entry: Section) -> Iterator[tuple[str, Desired]]:
+def _goals(facts: Facts, address: str, entries: Sequence[Section]) -> Iterator[tuple[str, Desired]]:
     """What one PF and its VFs should be."""
+    entry = {name: value for e in entries for name, value in e.items()}
     count = entry["vfs"]
     yield "vfs", _wanted_vfs(facts, address, count)
     if "up" in entry or (count and f"{address}/up" in facts):
@@ -385,15 +390,15 @@ def _goals(facts: Facts, address: str, entry: Section) -> Iterator[tuple[str, De
         yield "autoprobe", Desired(entry["autoprobe"])
     if "eswitch" in entry:
         yield "eswitch", _wanted_eswitch(facts, address, entry["eswitch"])
-    settings = [_settings(entry)] * count
-    for span, more in entry["each"].items():
-        first, _, last = str(span).partition("-")
-        if int(last or first) >= count:
-            there = f": 0 to {count - 1}" if count else ""
-            means = f"`each` speaks of VF {last or first}, and {count} VFs are wanted{there}."
-            yield f"each {span}", Desired(count, counted=int(last or first) + 1, live=False, persist=False, means=means)
-        for i in range(int(first), min(int(last or first) + 1, count)):
-            settings[i] = {**settings[i], **_settings(more)}
+    settings: list[dict[str, Value]] = [{} for _ in range(count)]
+    for e in entries:
+        settings = [{**setting, **_settings(e)} for setting in settings]
+        for span, more in e.get("each", {}).items():
+            first, last = _span(span)
+            if first > last or last >= count:
+                yield f"each {span}", _wrong_span(first, last, count)
+            for i in range(first, min(last + 1, count)):
+                settings[i] |= _settings(more)
     if count and entry.get("autoprobe", True):
         yield from _wanted_drivers(facts, address, [s.get("driver") for s in settings])
     for i, wanted in enumerate(settings):
@@ -402,6 +407,29 @@ def _goals(facts: Facts, address: str, entry: Section) -> Iterator[tuple[str, De
         if "mac" in wanted and f"{address}/vf{i}/guid" in facts:
             means = f"The RDMA device of VF {i} has no node GUID: connections over it fail (rdma_cm)."
             yield f"vf{i}/guid", Desired(True, persist=False, means=means)
+
+
+def _span(span: object) -> tuple[int, int]:
+    """`3` and `4-7` as numbers."""
+    first, _, last = str(span).partition("-")
+    return int(first), int(last or first)
+
+
+def _wrong_span(first: int, last: int, count: int) -> Desired:
+    if first > last:
+        means, fix = f"{first}-{last} counts backwards.", f"Write {last}-{first}."
+    else:
+        there = f": 0 to {count - 1}" if count else ""
+        means, fix = f"There are to be {count} VFs{there}, and `each` speaks of VF {last}.", "Correct the profile."
+    return Desired("a range of VFs", counted="none", live=False, persist=False, means=means, fix=fix)
+
+
+def _forgotten(facts: Facts, address: str, goals: Goals) -> dict[str, Desired]:
+    """What an earlier profile had recorded of this PF, and this one does not speak of: no boot sets it any more."""
+    recorded = facts.get(f"{address}/recorded", Fact.fixed(())).current
+    means = "An earlier profile asked for it, and this one does not: the next boot would still set it."
+    forgotten = Desired(None, live=False, means=means)
+    return {n: forgotten for n in (recorded if isinstance(recorded, tuple) else ()) if n not in goals}
 
 
 def _wanted_drivers(facts: Facts, address: str, wanted: Sequence[Value]) -> Iterator[tuple[str, Desired]]:
@@ -429,6 +457,8 @@ def _wanted_eswitch(facts: Facts, address: str, mode: str) -> Desired:
 def _settings(entry: Section) -> dict[str, Value]:
     """What is wanted of a VF, by the name of the fact."""
     wanted = {name: entry[name] for name in (*_BY_NETLINK, "driver") if name in entry}
+    if "mac" in wanted:
+        wanted["mac"] = wanted["mac"].lower()
     vlan = entry.get("vlan")
     if isinstance(vlan, dict):
         wanted |= {"vlan": vlan["id"], "qos": vlan.get("qos", 0), "proto": vlan.get("proto", "802.1Q")}
@@ -461,6 +491,8 @@ def _by_link(facts: Facts, address: str, desired: Desired) -> Desired:
 def _wanted_vfs(facts: Facts, address: str, count: int) -> Desired:
     now, later = facts.get(f"{address}/vfs", Fact.fixed(0))
     desired = Desired(count)
+    if f"{address}/vfs" not in facts and not count:
+        return desired._replace(counted=0, persist=False, live=False)
     if f"{address}/vfs" not in facts:
         why = "the device has no SR-IOV capability"
         return desired._replace(refused_now=why, refused_next=why, fix="Turn SR-IOV on in the BIOS, if it can do it.")
@@ -473,10 +505,10 @@ def _wanted_vfs(facts: Facts, address: str, count: int) -> Desired:
     if count and total is None:
         why = "SR-IOV is off: the device has no sriov_totalvfs"
         fix = "Turn it on in firmware (nic_firmware: SRIOV_EN, NUM_OF_VFS), and SR-IOV in the BIOS."
-        return desired._replace(refused_now=why, fix=fix)
+        return desired._replace(refused_now=why, fix=fix, waits=True)
     if isinstance(total, int) and count > total:
         why = f"the device offers {total} VFs (sriov_totalvfs)"
-        return desired._replace(refused_now=why, fix="Raise it in firmware: nic_firmware: NUM_OF_VFS.")
+        return desired._replace(refused_now=why, fix="Raise it in firmware: nic_firmware: NUM_OF_VFS.", waits=True)
     if count and facts[f"{address}/driver"].current is None:
         fix = "Load its driver (modprobe mlx5_core), or bind pci-pf-stub."
         return desired._replace(refused_now="no driver is bound to the PF", fix=fix)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hostprep.errors import HostError, HostprepError
 from hostprep.host import Host
 from hostprep.host.process import gather
-from hostprep.judge import judge, plan, refusal, unanswered, weigh
+from hostprep.judge import brought, judge, plan, refusal, unanswered, weigh
 from hostprep.model import (
     Change,
     Desired,
@@ -139,7 +139,7 @@ def examine(host: Host, profile: Profile, checks: Checks, deadline: float = DEAD
     for name, answer in answers.items():
         findings += _judge(checks[name], answer, profile.sections[name])
     today = _today()
-    return Examination([weigh(f, profile, today) for f in findings], answers)
+    return Examination([weigh(f, profile, today) for f in brought(findings)], answers)
 
 
 def _judge(check: Check, answer: Answer, section: Section) -> Iterable[Finding]:

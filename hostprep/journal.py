@@ -232,8 +232,10 @@ def recalled(finding: Finding, standing: Iterable[Standing], boot_id: str) -> Fi
     how hosts reboot without end (sriov-network-operator#1082, OCPBUGS-86028).
     """
     want = finding.desired
-    if finding.status is not Status.PENDING or (want is not None and want.live and not want.refused_now):
-        return finding  # what can be had at once needs no boot at all
+    if finding.status is not Status.PENDING or (
+        want is not None and (want.waits or (want.live and not want.refused_now))
+    ):
+        return finding  # what can be had at once needs no boot at all; what waits for another does not wait for power
     setting = (finding.check, finding.key, Facet.NEXT_BOOT)
     for s in standing:
         if s.change[:3] != setting or s.change.after != finding.fact.next_boot:

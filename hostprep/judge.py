@@ -58,6 +58,20 @@ def judge(check: str, facts: Facts, goals: Goals) -> Iterator[Finding]:
         yield Finding(check, key, found, fact, desired, _message(found, fact, desired), _fix(check, found, desired))
 
 
+def brought(findings: Iterable[Finding]) -> list[Finding]:
+    """What waits for something else to come with the next boot fails where nothing else does: no boot brings it."""
+    known = list(findings)
+    if any(f.status is Status.PENDING and not (f.desired and f.desired.waits) for f in known):
+        return known
+    return [_in_vain(f) if f.status is Status.PENDING else f for f in known]
+
+
+def _in_vain(f: Finding) -> Finding:
+    assert f.desired is not None
+    message = f"Refused: {f.desired.refused_now}." if f.desired.refused_now else f.message
+    return f._replace(status=Status.FAIL, message=message, fix=f.desired.fix)
+
+
 def unanswered(check: str, reason: str) -> Finding:
     """A check that gave no facts at all."""
     return Finding(check, "*", Status.UNKNOWN, Fact.fixed(Unknown(reason)), None, reason, _unknown_fix(reason))

@@ -72,6 +72,7 @@ class Desired(NamedTuple):
     means: str = ""  # one line: what it means when this is not met
     fix: str = ""  # one line: what a person does where hostprep cannot
     final: str = ""  # why revert cannot take the change back, and what does
+    waits: bool = False  # the next boot brings it only where something else that is pending does its part
     counted: Reading = None  # what `decide` itself has counted among the facts, where the goal is a number of them
 
 

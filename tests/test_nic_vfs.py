@@ -139,8 +139,10 @@ def test_r7_without_sr_iov_in_firmware_nothing_is_tried_and_the_next_boot_is_pre
     assert "nic_firmware" in found.fix
     assert apply(host, want, journal).failures == []
     later = findings(host, want)["nic_vfs/0000:65:00.0/vfs"]
-    assert (later.status.value, later.fact.next_boot) == ("pending-reboot", 8)
-    assert "SR-IOV is off" in later.message
+    assert (later.status.value, later.fact.next_boot) == ("fail", 8), "no boot alone brings what the firmware does not"
+    assert ("SR-IOV is off" in later.message, "nic_firmware" in later.fix) == (True, True)
+    with_more = findings(host, {**want, "hugepages": {"2MiB": 8}, "swap": "disabled"})
+    assert with_more["nic_vfs/0000:65:00.0/vfs"].status.value == "fail"
 
 
 def test_more_than_the_device_offers_is_refused_before_it_is_written(host: SriovHost, journal: Journal) -> None:

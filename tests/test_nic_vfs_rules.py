@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import apply, findings, statuses
+from conftest import MakeHost, apply, findings, statuses
 from fake_sriov import SriovHost
 from fakes import debian
 from test_nic_vfs import NETPLAN, PF0, PF1, RECORD, taken_back, wanting
@@ -332,3 +332,55 @@ def test_what_is_wanted_of_vfs_that_cannot_be_made_is_not_tried(host: SriovHost,
     refused = apply(host, wanting(4, mac="derived"), journal)
     assert [f.name for f in refused.failures] == []
     assert {vf.mac for vf in host.link_table["ens9f0np0"].vfs if vf.index == 0} == {"02:00:00:00:00:02"}
+
+
+def test_a_selector_that_matches_nothing_known_is_never_passed_over(host: SriovHost) -> None:
+    """Where the names of one PF cannot be read, a name may be another's: unknown, and not ready."""
+    del host.link_table["ens9f1np1"]
+    want = {"nic_vfs": [{"pf": "ens99", "vfs": 8}, {"pf": "ens9f0np0", "vfs": 0, "up": False}]}
+    assert statuses(host, want)["nic_vfs/pf ens99"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("span", "said", "fix"),
+    [("7-4", "counts backwards", "4-7"), ("2-9", "8 VFs: 0 to 7", ""), ("8", "8 VFs: 0 to 7", "")],
+)
+def test_a_range_of_vfs_that_is_none_is_told(host: SriovHost, span: str, said: str, fix: str) -> None:
+    found = findings(host, wanting(8, each={span: {"vlan": 5}}))[f"nic_vfs/{PF0}/each {span}"]
+    assert found.status.value == "fail"
+    assert said in found.message
+    assert fix in found.fix
+
+
+def test_of_several_entries_what_a_later_one_says_of_a_setting_counts(host: SriovHost, journal: Journal) -> None:
+    want = {
+        "nic_vfs": [
+            {"pf": "15b3:*", "vfs": 2, "vlan": 7, "each": {"0": {"trust": True, "vlan": 9}, "1": {"trust": True}}},
+            {"pf": PF0, "vfs": 4, "each": {"0": {"spoofchk": False}, "0-3": {"max_rate": 10}, "3": {"max_rate": 20}}},
+            {"pf": PF0, "vfs": 4, "vlan": 8},
+        ]
+    }
+    assert apply(host, want, journal).failures == []
+    vfs = host.link_table["ens9f0np0"].vfs
+    assert [(vf.vlan, vf.trust, vf.spoofchk, vf.max_rate) for vf in vfs] == [
+        (8, True, False, 10),
+        (8, True, True, 10),
+        (8, False, True, 10),
+        (8, False, True, 20),
+    ]
+
+
+def test_no_vfs_are_what_a_device_without_sr_iov_has(make_host: MakeHost) -> None:
+    host = make_host(debian() | {f"{DEVICES}/0000:00:03.0/class": "0x020000\n"})
+    assert set(statuses(host, wanting(0, "0000:00:03.0")).values()) == {"pass"}
+
+
+def test_what_the_profile_no_longer_speaks_of_leaves_the_record(host: SriovHost, journal: Journal) -> None:
+    apply(host, wanting(4, each={"2-3": {"driver": "vfio-pci"}}, mtu=9000), journal)
+    assert '"vf2/driver": "vfio-pci"' in (host.read(RECORD) or "")
+    told = findings(host, wanting(4, mtu=9000))[f"nic_vfs/{PF0}/vf2/driver"]
+    assert "An earlier profile asked for it" in told.message
+    assert apply(host, wanting(4, mtu=9000), journal).failures == []
+    assert "driver" not in (host.read(RECORD) or "")
+    assert '"mtu": 9000' in (host.read(RECORD) or "")
+    assert set(statuses(host, wanting(4, mtu=9000)).values()) == {"pass"}

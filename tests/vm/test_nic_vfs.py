@@ -22,7 +22,13 @@ find /etc -xdev -type l -printf '%p %l\\n'; find /etc -xdev -type d; {NUMBERS}
 ip -o link | sed -E 's/^[0-9]+: //' | cut -d' ' -f1,2,5 | sort
 """
 # Holds a vfio group open, as a VM does.
-HOLD = "import os, sys, time; os.open(sys.argv[1], os.O_RDWR); open('/run/held', 'w').close(); time.sleep(9999)"
+HOLD = """
+import os, sys, time
+os.open(sys.argv[1], os.O_RDWR)
+with open("/run/held", "w") as f:
+    f.write(str(os.getpid()))
+time.sleep(9999)
+"""
 
 
 def wanting(guest: Guest, *entries: Mapping[str, Any]) -> None:
@@ -152,7 +158,7 @@ def test_r4_r5_vfs_in_use_are_not_dropped_and_their_holders_are_named(guest: Gue
         ip link add br0 type bridge && ip link set ens10v2 master br0
         ip address add 192.168.20.11/24 dev ens10v3 && ip link set ens10v3 up
         setsid python3 /root/hold.py /dev/vfio/{group} >/dev/null 2>&1 &
-        until [ -e /run/held ]; do sleep 0.1; done
+        until [ -s /run/held ]; do sleep 0.1; done
         """
     )
     journal = guest.get("/var/lib/hostprep/journal")
@@ -185,7 +191,7 @@ def test_r4_r5_vfs_in_use_are_not_dropped_and_their_holders_are_named(guest: Gue
     assert numbers(guest) == [6, 0, 0]
     assert "ens10v0" in guest.sh("ip -n empty link")
 
-    guest.sh("kill $(pgrep -f /root/hold.py)")
+    guest.sh("kill $(cat /run/held)")
     applied(guest, "--allow-disruption nic_vfs")
     assert numbers(guest) == [0, 0, 0]
 
