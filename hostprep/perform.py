@@ -41,6 +41,7 @@ class Performer:
         self.progress = progress
         self.failures: list[Failure] = []
         self._sections: Mapping[str, Section] = {}
+        self._seen: dict[str, Facts | Unknown] = {}
         self._final: dict[Change, str] = {}  # why what is being done cannot be taken back
         self._looking = host
         self._written: dict[str, FileState] = {}  # what the files of the batch in hand were before it
@@ -59,6 +60,7 @@ class Performer:
         was planned is refused.
         """
         self._sections = sections or {}
+        self.forget()
         unfinished: dict[Finish | None, list[_Batch]] = {}
         try:
             for name in dict.fromkeys(c.check for c in changes):
@@ -76,6 +78,7 @@ class Performer:
             while unfinished:
                 finish = next(iter(unfinished))
                 self._finish(finish, unfinished.pop(finish))
+            self.forget()
         except BaseException:  # a bug, or somebody at the keyboard: nothing stays half done
             for batch in (b for batches in unfinished.values() for b in batches[::-1]):
                 self._put_back(batch.written)
@@ -230,6 +233,16 @@ class Performer:
                 self.journal.settle(path, self._looking.state(path))
         except HostprepError as e:
             self.failures.append(Failure(path, str(e), e.hint))
+
+    def seen(self, check: Check) -> Facts | Unknown:
+        """What a check saw since the last change: one look at a card may take a second, and there are many questions."""
+        if check.NAME not in self._seen:
+            self._seen[check.NAME] = self.facts(check)
+        return self._seen[check.NAME]
+
+    def forget(self) -> None:
+        """Something is about to change, or has."""
+        self._seen.clear()
 
     def facts(self, check: Check) -> Facts | Unknown:
         keys = [s.change.key for s in self.journal.standing() if s.change.check == check.NAME]

@@ -133,6 +133,7 @@ def _restore(performer: Performer, kept: Iterable[KeptFile]) -> None:
             performer.journal.settle(k.path, k.before)
         except HostprepError as e:
             performer.failures.append(Failure(k.path, str(e), e.hint))
+    performer.forget()
 
 
 def _let_go(performer: Performer, foreign: Sequence[KeptFile]) -> None:
@@ -175,6 +176,7 @@ def _finish(performer: Performer, clean: bool) -> None:
             finish(performer.host)
         except HostprepError as e:
             performer.failures.append(Failure("next boot", str(e), e.hint))
+    performer.forget()
 
 
 def _take_back_next_boot(performer: Performer, clean: bool) -> None:
@@ -263,5 +265,5 @@ def _is_anothers(performer: Performer, s: Standing) -> bool:
 
 
 def _now(performer: Performer, s: Standing) -> Reading:
-    facts = performer.facts(performer.checks[s.change.check])
+    facts = performer.seen(performer.checks[s.change.check])
     return facts if isinstance(facts, Unknown) else reading_of(facts, s.change)
