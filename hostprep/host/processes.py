@@ -114,7 +114,8 @@ def _holder(mount: str, pid: int | None) -> str:
     if pid is None:
         return mount
     there = process(pid)
-    return str(there) if there.unit or not mount else f"{mount}, {there}"
+    container = there.unit and not there.unit.endswith(".service")  # which says more than where its namespace lies
+    return str(there) if container or not mount else f"{mount}, {there}"
 
 
 def _inhabited() -> dict[int, int]:
