@@ -11,7 +11,7 @@ import contextlib
 import os
 import select
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, NoReturn
 
 from hostprep.errors import CommandFailed, HostError
@@ -92,26 +92,11 @@ def run_logged(
 
 
 def _copy(pid: int, fds: Sequence[int], end: float, log: IO[bytes], progress: Callable[[str], None]) -> str:
-    """Copy what a command writes into some pipes to a log, until it has ended; the last line. See _read()."""
-    poll = select.poll()
-    for fd in fds:
-        poll.register(fd, select.POLLIN)
-    waiting = set(fds)
+    """Copy what a command writes into some pipes to a log; the last line. TimeoutError at `end`."""
     tail, told = b"", time.monotonic()
-    while waiting:
-        if (left := end - time.monotonic()) <= 0:
-            raise TimeoutError
-        ended = _exit_code(pid) is not None
-        ready = poll.poll(0 if ended else min(left, _TICK_S) * 1000)
-        if ended and not ready:
-            break
-        for fd, _ in ready:
-            data = os.read(fd, 65536)
-            if not data:
-                poll.unregister(fd)
-                waiting.discard(fd)
-            log.write(data)
-            tail = (tail + data)[-4096:]
+    for _, data in _written(pid, fds, end):
+        log.write(data)
+        tail = (tail + data)[-4096:]
         if time.monotonic() - told >= PROGRESS_S and (line := _last_line(tail)):
             progress(line)
             told = time.monotonic()
@@ -184,33 +169,40 @@ def _stdin(data: bytes, closing: contextlib.ExitStack) -> int:
 
 
 def _read(pid: int, fds: Sequence[int], end: float) -> list[bytes]:
-    """What a command writes into some pipes. TimeoutError at `end` (monotonic seconds).
+    """What a command writes into some pipes. The first may hold OUTPUT_LIMIT, and no more is read."""
+    received = {fd: bytearray() for fd in fds}
+    for fd, data in _written(pid, fds, end):
+        if len(received[fd]) <= OUTPUT_LIMIT:
+            received[fd] += data
+        if len(received[fds[0]]) > OUTPUT_LIMIT:
+            kill_families({pid})
+            break
+    return [bytes(received[fd]) for fd in fds]
+
+
+def _written(pid: int, fds: Sequence[int], end: float) -> Iterator[tuple[int, bytes]]:
+    """What comes out of some pipes of a command. TimeoutError at `end` (monotonic seconds).
 
     It is complete when the pipes close, or when the command has ended and they are empty: a daemon that it
-    left behind may keep them open for ever. The first pipe may hold OUTPUT_LIMIT, and no more is read.
+    left behind may keep them open for ever.
     """
-    received = {fd: bytearray() for fd in fds}
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
     waiting = set(fds)
-    while waiting and len(received[fds[0]]) <= OUTPUT_LIMIT:
+    while waiting:
         if (left := end - time.monotonic()) <= 0:
             raise TimeoutError
         ended = _exit_code(pid) is not None
         ready = poll.poll(0 if ended else min(left, _TICK_S) * 1000)
         if ended and not ready:
-            break
+            return
         for fd, _ in ready:
-            data = os.read(fd, 65536)
-            if not data:
+            if data := os.read(fd, 65536):
+                yield fd, data
+            else:
                 poll.unregister(fd)
                 waiting.discard(fd)
-            elif len(received[fd]) <= OUTPUT_LIMIT:
-                received[fd] += data
-    if len(received[fds[0]]) > OUTPUT_LIMIT:
-        kill_families({pid})
-    return [bytes(received[fd]) for fd in fds]
 
 
 def _wait(pid: int, end: float) -> int:
