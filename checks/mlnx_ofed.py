@@ -46,7 +46,11 @@ NAME = "mlnx_ofed"
 T = TypeVar("T")
 
 _RELEASE = r"[0-9]+\.[0-9]+-[0-9]+(\.[0-9]+)+"
-_EXACT = {"type": "string", "pattern": rf"^{_RELEASE}$(?!\n)"}
+_EXACT = {
+    "description": "an exact release (24.04-0.7.0.0), which an archive needs",
+    "type": "string",
+    "pattern": rf"^{_RELEASE}$(?!\n)",
+}
 _VERSION = {
     "description": 'a release (24.04-0.7.0.0), at least one (">=24.04"), or inbox: the kernel\'s own driver',
     "type": "string",
@@ -65,12 +69,24 @@ SCHEMA = {
                     "type": "string",
                     "pattern": r"^/[^\x00-\x1f]*$(?!\n)",
                 },
-                "md5": {"type": "string", "pattern": r"^[0-9A-Fa-f]{32}$(?!\n)"},
-                "sha256": {"type": "string", "pattern": r"^[0-9A-Fa-f]{64}$(?!\n)"},
+                "md5": {
+                    "description": "an md5 of 32 hexadecimal digits, of the archive",
+                    "type": "string",
+                    "pattern": r"^[0-9A-Fa-f]{32}$(?!\n)",
+                },
+                "sha256": {
+                    "description": "a sha256 of 64 hexadecimal digits, of the archive",
+                    "type": "string",
+                    "pattern": r"^[0-9A-Fa-f]{64}$(?!\n)",
+                },
                 "options": {
                     "description": "of mlnxofedinstall, such as --without-fw-update, --add-kernel-support",
                     "type": "array",
-                    "items": {"type": "string", "pattern": r"^[A-Za-z0-9/-][A-Za-z0-9._/=,+-]*$(?!\n)"},
+                    "items": {
+                        "description": "one option, such as --without-fw-update, without blanks and quotes",
+                        "type": "string",
+                        "pattern": r"^[A-Za-z0-9/-][A-Za-z0-9._/=,+-]*$(?!\n)",
+                    },
                 },
             },
             "required": ["version"],
@@ -78,10 +94,9 @@ SCHEMA = {
             "dependentRequired": {"md5": ["archive"], "sha256": ["archive"], "options": ["archive"]},
             "dependentSchemas": {
                 "archive": {
+                    "description": "an archive needs md5 or sha256, exactly one of them",
                     "properties": {"version": _EXACT},
-                    "if": {"required": ["sha256"]},
-                    "then": {"properties": {"md5": False}},
-                    "else": {"required": ["md5"]},
+                    "oneOf": [{"required": ["md5"]}, {"required": ["sha256"]}],
                 }
             },
         },
@@ -102,6 +117,7 @@ _LOGS = "/var/log/hostprep"
 # PATH DIGEST OPTIONS: all that it takes to install, so that a plan shows it and apply needs nothing else
 _ARCHIVE = "archive/"
 _FINAL = "/usr/sbin/ofed_uninstall.sh removes it"
+_WITHOUT_FIRMWARE = "--without-fw-update"
 _FIRMWARE = f"{_FINAL}; firmware that it updates on the cards stays updated"
 
 
@@ -250,37 +266,48 @@ def decide(facts: Facts, want: Section) -> Goals:
     section = want if isinstance(want, dict) else {"version": want}
     version = section["version"].removeprefix(">=").strip()
     op = ">=" if section["version"].startswith(">=") else "=="
+    live = op == "==" and version != INBOX and facts["on-disk"].current == version
+    later = facts["version"].next_boot
+    recipe = refused = ""
+    fix = _fix(version, op)
+    if "archive" in section and later != version and not isinstance(later, Unknown):
+        recipe = _recipe(section)
+        refused, todo = _not_installable(facts, recipe)
+        fix = todo if refused else f"hostprep apply --only {NAME}"
+    elif later == version and not isinstance(facts["version"].current, Unknown):
+        fix = "Reboot this host."
     goals = {
         "version": Desired(
             version,
             op,
-            live=op == "==" and version != INBOX and facts["on-disk"].current == version,
+            live=live,
             persist=False,
-            refused_now=_in_use(facts),
+            refused_now=_in_use(facts) if live else "",
             final=_FINAL,
-            fix=_fix(section, version),
+            fix=fix,
         )
     }
-    later = facts["version"].next_boot
-    if "archive" in section and later != version and not isinstance(later, Unknown):
-        recipe = _recipe(section)
-        refused, todo = _not_installable(facts, recipe)
+    if recipe:
         goals[recipe] = Desired(
             version,
             live=False,
             refused_next=refused,
-            final=_FINAL if "--without-fw-update" in section.get("options", ()) else _FIRMWARE,
+            final=_FINAL if _WITHOUT_FIRMWARE in section.get("options", ()) else _FIRMWARE,
             means=refused,
-            fix=todo,
+            fix=fix,
         )
     return goals
 
 
-def _fix(section: Section, version: str) -> str:
+def _fix(version: str, op: str) -> str:
+    """What a person does where the profile has no archive."""
     if version == INBOX:
         return "Remove OFED: /usr/sbin/ofed_uninstall.sh. Then reboot."
-    if "archive" in section:
-        return f"hostprep apply --only {NAME}"
+    if op == ">=":
+        return (
+            f"Install MLNX_OFED {version} or later; or give the profile an archive and, in place of >={version}, "
+            f"its exact release: hostprep explain {NAME}"
+        )
     return f"Install MLNX_OFED {version}, or give the profile its archive: hostprep explain {NAME}"
 
 
@@ -342,7 +369,9 @@ def _install(host: Host, change: Change) -> None:
             where = found[0].rpartition("/")[0]
             host.run_logged("./mlnxofedinstall", "--force", *options, log=log, timeout=INSTALL_S, directory=where)
         except HostError as e:
-            raise ChangeFailed(str(e), f"See {log}; what it had installed by then stays ({_FINAL}).") from e
+            hint = f"See {log}; what it had installed by then stays ({_FINAL})."
+            stays = f"{log} tells what was installed; {_FINAL if _WITHOUT_FIRMWARE in options else _FIRMWARE}"
+            raise ChangeFailed(str(e), hint, stays=stays) from e
 
 
 def _reload(host: Host, change: Change) -> None:

@@ -34,7 +34,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from hostprep import mstconfig, pci
+from hostprep import mstconfig, pci, versions
 from hostprep.errors import ChangeFailed, CommandFailed, HostError, HostprepError
 from hostprep.host import Host, attempt
 from hostprep.model import Change, Desired, Fact, Facts, Goals, Reading, Section, Unknown, Value, from_json, to_json
@@ -43,14 +43,24 @@ NAME = "nic_firmware"
 V = TypeVar("V", bound=Reading)
 
 _PARAMETER = r"^[A-Z][A-Z0-9_]*(\[[0-9]+\])?$(?!\n)"
+_BOOLEAN = {
+    "description": "true or false, without quotes",
+    "anyOf": [{"type": "boolean"}, {"enum": [0, 1]}],
+}
+_NUMBER = {
+    "description": 'a number of VFs without quotes (8), or at least so many: ">=8"',
+    "anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": r"^>= ?[0-9]+$(?!\n)"}],
+}
+_KNOWN = {"SRIOV_EN": _BOOLEAN, "PF_NUM_OF_VF_VALID": _BOOLEAN, "NUM_OF_VFS": _NUMBER, "PF_NUM_OF_VF": _NUMBER}
 _ENTRY = {
     "type": "object",
     "properties": {
         "cards": pci.SELECTOR,
         "count": {"type": "integer", "minimum": 1, "description": "how many PFs must match, exactly"},
+        **_KNOWN,
     },
     "patternProperties": {
-        _PARAMETER: {
+        rf"^(?!({'|'.join(_KNOWN)})$){_PARAMETER[1:]}": {
             "description": 'a value as the tool shows it (true, 8, ETH), or at least a number: ">=8"',
             "anyOf": [
                 {"type": "boolean"},
@@ -78,6 +88,10 @@ DEVLINK_EN, TOTAL = "enable_sriov", "total_vfs"
 LOCKDOWN = "/sys/kernel/security/lockdown"
 LOCKED = ("integrity", "confidentiality")
 POWER_CYCLE = "power-cycle"
+# Device ids of cards that run no firmware: hardware ids of ConnectX-4 to BlueField-3 and later, and those plus one.
+_HARDWARE = (0x209, 0x20B, 0x20D, 0x20F, 0x211, 0x212, 0x214, 0x216, 0x218, 0x21C, 0x21E)
+RECOVERY = {f"15b3:{number + n:04x}" for number in _HARDWARE for n in (0, 1)}
+DEVLINK_KERNEL = "6.18"  # the first whose mlx5 driver has the parameters
 CARD_S = 24.0  # for looking at one card, of the 30 that a check has
 QUERY_S = 20.0  # for one query, with patience for whoever else uses the card
 
@@ -103,8 +117,13 @@ def inspect(host: Host, names: Sequence[str] = ()) -> Facts:
     lockdown = attempt(_lockdown, host)
     facts: dict[str, Fact] = {"lockdown": Fact.fixed(lockdown)}
     functions = _functions(host)
+    if dead := _in_recovery(host):
+        facts["recovery"] = Fact.fixed(dead)
     if not functions:
         return facts
+    if lockdown in LOCKED:
+        facts["kernel"] = Fact.fixed(attempt(host.kernel))
+        facts["devlink"] = Fact.fixed(mstconfig.installed(host, ["devlink"]))
     tool = mstconfig.installed(host)
     facts["tool"] = Fact.fixed(tool)
     altnames = _altnames(host, functions)
@@ -130,6 +149,15 @@ def _functions(host: Host) -> list[pci.Function]:
     if not host.names(pci.DEVICES) and host.read("/proc/bus/pci/devices"):
         raise HostError(f"{pci.DEVICES}: empty, though there are PCI devices: is sysfs mounted?")
     return [f for f in pci.network_functions(host) if f.vendor_device.startswith(MELLANOX)]
+
+
+def _in_recovery(host: Host) -> tuple[str, ...]:
+    """Cards in flash recovery mode, of any class: they have another device id, so no selector matches them."""
+    listed = re.findall(r"^\w+\s+(15b3)(\w{4})\s", host.read("/proc/bus/pci/devices") or "", re.M)
+    if RECOVERY.isdisjoint(map(":".join, listed)):
+        return ()
+    ids = {address: pci.vendor_device(host, address) for address in host.names(pci.DEVICES)}
+    return tuple(f"{address} ({known})" for address, known in ids.items() if known in RECOVERY)
 
 
 def _altnames(host: Host, functions: Iterable[pci.Function]) -> dict[str, tuple[str, ...]] | Unknown:
@@ -223,7 +251,8 @@ def _card_facts(
                     if True in found[VALID]:
                         names = (*names, OWN_NUMBER)
                 except HostError as e:
-                    failed = _reason(host, e, tool, f, lockdown)
+                    if not failed or mstconfig.TIMED_OUT not in str(e):  # else it had but little time left
+                        failed = _reason(e, tool, f, lockdown)
                     facts |= _unread(f, names, failed)
     except HostError as e:  # the lock
         facts = {key: fact for f in functions for key, fact in _unread(f, names, str(e)).items()}
@@ -238,10 +267,11 @@ def _unread(f: pci.Function, names: Iterable[str], reason: str) -> dict[str, Fac
     return {f"{f.address}/{name}": Fact.fixed(Unknown(reason)) for name in (*names, OWN_NUMBER, *more)}
 
 
-def _reason(host: Host, e: HostError, tool: str | None, f: pci.Function, lockdown: Reading) -> str:
+def _reason(e: HostError, tool: str | None, f: pci.Function, lockdown: Reading) -> str:
     if tool is None:
         return str(e)
     own, todo = mstconfig.said(e, tool, f.address)
+    own = own.rstrip(".")
     if lockdown in LOCKED:
         return f"{own}. The kernel is locked down ({lockdown}, Secure Boot): it lets no tool at the card."
     return f"{own}. {todo}".strip()
@@ -355,10 +385,16 @@ def decide(facts: Facts, want: Section) -> Goals:
 
 def _number_of_cards(facts: Facts, selector: str, count: int | None) -> Desired:
     found = pci.count(facts, selector)
-    means = pci.nothing(facts, selector, "Mellanox card") if found == 0 else f"{found} PFs match {selector}."
+    matching = f"{found} PF{' matches' if found == 1 else 's match'} {selector}."
+    means = pci.nothing(facts, selector, "Mellanox card") if found == 0 else matching
     fix = (
         "Correct the selector, or the number, in the profile; or see whether the card is in its slot (lspci -d 15b3:)."
     )
+    dead = facts["recovery"].current if "recovery" in facts else ()
+    if isinstance(dead, tuple) and dead:
+        means += f" In flash recovery mode, without its firmware: {', '.join(dead)}."
+        address = dead[0].partition(" ")[0]
+        fix = f"Burn the firmware of that card: mstflint -d {address} -i IMAGE burn. Then power-cycle this host."
     op = ">=" if count is None else "=="
     return Desired(count or 1, op, live=False, persist=False, means=means, fix=fix, counted=found)
 
@@ -407,15 +443,35 @@ def _goal(facts: Facts, address: str, name: str, wanted: Sequence[Ask], mine: Ma
         refused, fix = reason, todo
     kinds = {type(side) for side in fact if side is not None and not isinstance(side, Unknown)}
     if not refused and kinds and type(value) not in kinds:
-        refused, fix = (
-            f"{value!r} is no value of it: now it is {fact.next_boot!r}",
-            "Write values as the tool shows them.",
-        )
+        refused, fix = f"{_kind(value)}; {_values_of(name, fact)}", "Write values as the tool shows them."
     means = f"{refused[:1].upper()}{refused[1:]}." if refused else ""
     if name == OWN_NUMBER and not refused:
         means = f"{VALID} is set: {NUMBER} has no effect on this card, each PF has its own {OWN_NUMBER}."
     unread = fact.next_boot if f"{address}/{name}" not in facts else None
     return Desired(value, op, live=False, refused_next=refused, means=means, fix=fix, counted=unread)
+
+
+def _kind(value: Value) -> str:
+    if isinstance(value, bool):
+        return f"the value {_shown(value)} is no number and no name"
+    return f"'{value}' is text" if isinstance(value, str) else f"{value} is a number"
+
+
+def _values_of(name: str, fact: Fact) -> str:
+    if any(isinstance(side, bool) for side in fact):
+        return f"{name} is true or false, without quotes"
+    if any(isinstance(side, int) for side in fact):
+        return f"{name} is a number, without quotes"
+    return f"{name} has names for its values, and is {_shown(fact.next_boot)}"
+
+
+def _shown(value: Reading) -> str:
+    """A value as a profile has it."""
+    if isinstance(value, Unknown):
+        return "unknown"
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _together(name: str, wanted: Sequence[Ask], fact: Fact) -> tuple[Value, str, str]:
@@ -431,7 +487,7 @@ def _together(name: str, wanted: Sequence[Ask], fact: Fact) -> tuple[Value, str,
     if all(_meets(exact[0], goal) for goal in asked_for):
         return exact[0], "==", ""
     value, op = next(goal for goal in (*asked_for, (exact[0], "==")) if not _meets(fact.next_boot, goal))
-    told = ", ".join(f"{'at least ' if ask.at_least else ''}{ask.value} ({ask.selector})" for ask in wanted)
+    told = ", ".join(f"{'at least ' if ask.at_least else ''}{_shown(ask.value)} ({ask.selector})" for ask in wanted)
     return value, op, f"the profile contradicts itself about {name} of one card: {told}"
 
 
@@ -443,7 +499,11 @@ def _meets(reading: Reading, goal: tuple[Value, str]) -> bool:
 
 
 def _as_in(fact: Fact, value: Value) -> Value:
-    """0 and 1 are as good as false and true."""
+    """0 and 1 are as good as false and true; names are told apart without case, as the tool does."""
+    if isinstance(value, str):
+        names = [side for side in (fact.next_boot, fact.current) if isinstance(side, str)]
+        same = [name for name in names if name.casefold() == value.casefold()]
+        return same[0] if same else value.upper() if names and all(map(str.isupper, names)) else value
     boolean = any(isinstance(side, bool) for side in fact)
     return bool(value) if boolean and type(value) is int and value in (0, 1) else value
 
@@ -458,6 +518,8 @@ def _obstacle(facts: Facts, address: str, name: str, mine: Mapping[str, Sequence
     if name in _names(facts, address, "lacks"):
         if name == OWN_NUMBER and _own_numbers(facts, address, mine):
             return "", ""  # it shows up when PF_NUM_OF_VF_VALID is stored
+        if name.startswith("LINK_TYPE_P") and facts[f"{address}/{name}"] == Fact.fixed("ETH"):
+            return f"this card is Ethernet only, and has no parameter {name}", "Correct the profile."
         return (
             f"this card, or this version of the tool, has no parameter {name}",
             "See its spelling in `mstconfig -d ADDRESS query`; update mstflint or the firmware; or leave it out.",
@@ -532,12 +594,21 @@ def _by_sysfs(facts: Facts, asks: Mapping[str, Mapping[str, list[Ask]]], address
         "What the running firmware offers is sriov_totalvfs, which is there only with SR-IOV on."
     )
     fix = (
-        "Set it while the kernel is not locked down (Secure Boot off), or with NVIDIA's MFT and its signed driver, "
-        "or with a kernel from 6.18 on (devlink). If the firmware is right, see that SR-IOV is on in the BIOS."
+        "Set it while the kernel is not locked down (Secure Boot off), or with NVIDIA's MFT and its signed driver"
+        f"{_devlink_advice(facts)} If the firmware is right, see that SR-IOV is on in the BIOS."
     )
     if not wanted:
         return {f"{address}/{TOTAL}": Desired(None, live=False, persist=False, means=means, fix=fix)}
     return {f"{address}/{TOTAL}": Desired(wanted, ">=", live=False, persist=False, means=means, fix=fix)}
+
+
+def _devlink_advice(facts: Facts) -> str:
+    kernel = facts["kernel"].current
+    if not isinstance(kernel, str) or versions.compare(kernel, DEVLINK_KERNEL) < 0:
+        return f", or with a kernel from {DEVLINK_KERNEL} on (devlink)."
+    if not facts["devlink"].current:
+        return ", or with devlink: install iproute2."
+    return ". (devlink on this host does not offer the parameters.)"
 
 
 # -- changing -------------------------------------------------------------------------------------
@@ -547,7 +618,7 @@ def apply(host: Host, changes: Sequence[Change]) -> None:
     functions = {f.address: f for f in _functions(host)}
     if gone := sorted({_address(c) for c in changes} - set(functions)):
         raise ChangeFailed(f"{', '.join(gone)}: no PF of a Mellanox card is there any more", "Plan again.")
-    failures: list[HostprepError] = []
+    failures: dict[str, HostprepError] = {}  # by card
     for card in _cards(host, list(functions.values())).values():
         ours = [c for c in changes if _address(c) in {f.address for f in card}]
         if not ours:
@@ -556,9 +627,13 @@ def apply(host: Host, changes: Sequence[Change]) -> None:
             with host.locked(f"{card[0].path}/config", mstconfig.SET_S):
                 _apply_to_card(host, ours)
         except HostprepError as e:  # the other cards are set nevertheless
-            failures.append(e)
+            failures[min(map(_address, ours))] = e
     if failures:
-        raise ChangeFailed("; ".join(map(str, failures)), next((e.hint for e in failures if e.hint), ""))
+        said = [str(e) if any(f in str(e) for f in functions) else f"{a}: {e}" for a, e in failures.items()]
+        hints = {a: e.hint for a, e in failures.items() if e.hint}
+        same = len(failures) == 1 or len(set(hints.values())) == 1
+        hint = " ".join(set(hints.values()) if same else (f"{a}: {todo}" for a, todo in hints.items()))
+        raise ChangeFailed("; ".join(said), hint)
 
 
 def _address(change: Change) -> str:
@@ -605,7 +680,7 @@ def _apply_by_tool(host: Host, tool: str, changes: Sequence[Change]) -> None:
         if left and not host.rehearsing:
             done = mstconfig.next_boot(host, tool, address, values)
         if not host.rehearsing and (wrong := _others(done, values)):
-            told = ", ".join(f"{n} {'unknown' if isinstance(v, Unknown) else v}" for n, v in wrong.items())
+            told = ", ".join(f"{n} {_shown(v)}" for n, v in wrong.items())
             raise ChangeFailed(f"{address}: {tool} reported success, but the next boot still brings {told}")
     if any("power cycle" in text for text in said):
         for change in changes:
@@ -613,7 +688,14 @@ def _apply_by_tool(host: Host, tool: str, changes: Sequence[Change]) -> None:
 
 
 def _others(values: Mapping[str, V], than: Mapping[str, Reading]) -> dict[str, V]:
-    return {name: value for name, value in values.items() if than.get(name) != value}
+    return {name: value for name, value in values.items() if not _same(value, than.get(name))}
+
+
+def _same(one: Reading, other: Reading) -> bool:
+    """Names without case, as the tool takes them."""
+    if isinstance(one, str) and isinstance(other, str):
+        return one.casefold() == other.casefold()
+    return one == other
 
 
 def _of_a_pf(name: str) -> bool:
@@ -657,7 +739,7 @@ def _not_taken_back(host: Host, change: Change) -> str:
     try:
         _devlink_set(host, change.key, change.before)
     except HostError as e:
-        return f"; and {change.key} could not be set to {change.before} again: {e}"
+        return f"; and {change.key} could not be set to {_shown(change.before)} again: {e}"
     return ""
 
 

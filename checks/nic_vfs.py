@@ -21,12 +21,12 @@
         eswitch: legacy      # or switchdev
 
 Where several entries match a PF, what a later one says of a setting counts, as does a later line of `each`. What an
-earlier profile had recorded of a PF, and this one does not speak of, is taken out of the record. Now is sysfs (VFs are counted by their
-links), and netlink for what the PF's driver tells of its VFs. Next boot: no kernel keeps VFs over a reboot, so it is
-what makes them again. That is hostprep's own boot unit (hostprep-apply.service) with the record that apply writes, in
-/etc/hostprep/boot/nic_vfs.json; or an owner found elsewhere: netplan, NetworkManager, systemd .link files, udev rules,
-an operator, a script. Where there is such an owner hostprep looks and does not fight: that file has to say it. What
-else a profile sets of such VFs is recorded, and at boot set on as many VFs as the owner would make.
+earlier profile had recorded of a PF, and this one does not speak of, is taken out of the record. Now is sysfs (VFs are
+counted by their links), and netlink for what the PF's driver tells of its VFs. Next boot: no kernel keeps VFs over a
+reboot, so it is what makes them again. That is hostprep's own boot unit (hostprep-apply.service) with the record that
+apply writes, in /etc/hostprep/boot/nic_vfs.json; or an owner found elsewhere: netplan, NetworkManager, systemd .link
+files, udev rules, an operator, a script. Where there is such an owner hostprep looks and does not fight: that file has
+to say it. What else a profile sets of such VFs is recorded, and at boot set on as many VFs as the owner would make.
 
 VFs in use are not dropped, moved or set: a VF that vfio holds open, that lives in another network namespace, is in a
 bond or bridge, below a macvlan of a container, has addresses or routes, or RDMA users. The finding names the holder,

@@ -80,4 +80,11 @@ class CommandFailed(HostError):
 
 
 class ChangeFailed(HostprepError):
-    """A change was attempted or refused, and did not happen."""
+    """A change was attempted or refused, and did not happen.
+
+    `stays` says what it leaves behind on the host that nothing takes back; empty where it leaves nothing.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, stays: str = "") -> None:
+        super().__init__(message, hint)
+        self.stays = stays

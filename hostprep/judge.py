@@ -165,6 +165,7 @@ def _message(found: Status, fact: Fact, desired: Desired) -> str:
     now, later = show_beside(fact.current, desired), show_beside(fact.next_boot, desired)
     if found is Status.PENDING:
         why = f" It cannot be had at once: {desired.refused_now}." if desired.refused_now else ""
+        now = "none" if fact.current is None else now
         return f"The next boot brings what is wanted; the running system still has {now}.{why}"
     if found is Status.VOLATILE:
         if fact.next_boot is None:

@@ -19,6 +19,7 @@ from hostprep.model import Reading, Unknown, Value
 TOOLS = ("mstconfig", "mlxconfig")
 FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 SET_S = 60.0  # patience of a set: NVIDIA's own scripts try that long (mlnx-tools#68)
+TIMED_OUT = "no answer within"  # as a command that did not end in time is told
 STUCK_S = 90.0  # a command that is stuck in the card ends by itself after 44 s
 
 
@@ -148,7 +149,7 @@ _FORBIDDEN = re.compile(r"Operation not permitted|Permission denied|Livefish")
 def said(e: HostError, tool: str, address: str) -> tuple[str, str]:
     """The tool's own words, and what to do about it."""
     if not isinstance(e, CommandFailed):
-        return str(e), e.hint or ("The card or the tool is stuck: look into dmesg." if "no answer" in str(e) else "")
+        return str(e), e.hint or ("The card or the tool is stuck: look into dmesg." if TIMED_OUT in str(e) else "")
     errors = [line.partition("-E-")[2].strip() for line in e.output.splitlines() if line.startswith("-E-")]
     own = f"{tool}: {errors[0]}" if errors else str(e)
     for pattern, todo in _CAUSES:
@@ -161,6 +162,7 @@ def patiently(run: Callable[[], str], limit: float) -> str:
     """Try again while somebody else uses the card: `Failed to open the device` is one text for a dozen causes."""
     end = time.monotonic() + limit
     pause = 0.25
+    busy: CommandFailed | None = None
     while True:
         try:
             return run()
@@ -168,6 +170,11 @@ def patiently(run: Callable[[], str], limit: float) -> str:
             for_ever = _FORBIDDEN.search(e.output) or not _BUSY.search(e.output)
             if for_ever or time.monotonic() + pause > end:
                 raise
+            busy = e
+        except HostError as e:
+            if busy is None:
+                raise
+            raise busy from e  # the last try had little time left: what the earlier ones said tells more
         time.sleep(pause)
         pause = min(2 * pause, 4.0)
 

@@ -67,10 +67,14 @@ def class_code(host: Host, address: str) -> int:
 def function(host: Host, address: str) -> Function:
     """One physical function."""
     path = f"{DEVICES}/{address}"
-    ids = [(host.read(f"{path}/{name}") or "0x????").removeprefix("0x") for name in ("vendor", "device")]
-    return Function(
-        address, ":".join(ids), driver(host, address), netdevs(host, path), virtual_functions(host, address)
-    )
+    bound = driver(host, address)
+    return Function(address, vendor_device(host, address), bound, netdevs(host, path), virtual_functions(host, address))
+
+
+def vendor_device(host: Host, address: str) -> str:
+    """15b3:1019; question marks for what has gone."""
+    ids = [host.read(f"{DEVICES}/{address}/{name}") or "0x????" for name in ("vendor", "device")]
+    return ":".join(text.removeprefix("0x") for text in ids)
 
 
 def driver(host: Host, address: str) -> str:

@@ -110,22 +110,34 @@ class Performer:
         """Make the changes of one check; None when that failed, and everything was put back."""
         batch = _Batch(check, todo, {})
         self._written = batch.written
+        halves = {s.change[:3]: s.final for s in self.journal.standing() if s.final and s.begun}
         try:
             self.journal.begin(todo, self._final)
             for change in todo:
                 self.progress(_sentence(change))
             check.apply(self.host, todo)
         except HostprepError as e:
-            self._fail(todo, e)
             self._put_back(batch.written)
+            self._fail(self._not_made(batch), e)
             if todo[0].facet is Facet.CURRENT:
                 self._undo(batch)
-            self._end(batch)
+            now = e.stays if isinstance(e, ChangeFailed) else ""
+            self._end(batch, {c: left for c in todo if (left := now or halves.get(c[:3], ""))})
             return None
         except BaseException:
             self._put_back(batch.written)
             raise
         return batch
+
+    def _not_made(self, batch: _Batch) -> list[Change]:
+        """Of a batch that failed what is not as wanted: of two cards one may have taken it, and keeps it.
+
+        In the running system all of it is undone.
+        """
+        facts = self.facts(batch.check) if batch.todo[0].facet is Facet.NEXT_BOOT else Unknown("is undone")
+        if isinstance(facts, Unknown):
+            return batch.todo
+        return [c for c in batch.todo if reading_of(facts, c) != c.after] or batch.todo
 
     def _finish(self, finish: Finish | None, batches: list[_Batch]) -> None:
         """Run what makes written files count, once, and believe only what is then read back.
@@ -205,9 +217,17 @@ class Performer:
         except HostprepError as e:
             self.failures.append(Failure(", ".join(name_of(c) for c in back), f"could not be put back: {e}", e.hint))
 
-    def _end(self, batch: _Batch) -> None:
-        """Journal what the host reads now. What cannot be read is left out and counts as done."""
+    def _end(self, batch: _Batch, halves: Mapping[Change, str] | None = None) -> None:
+        """Journal what the host reads now. What cannot be read is left out and counts as done.
+
+        So is what was left half done that nothing takes back (`halves`, by change): revert has to name it.
+        """
         self._settle(batch.written)
+        halves = halves or {}
+        try:
+            self.journal.begin(halves, halves)
+        except StateError as e:
+            self._fail(list(halves), e)
         facts = self.facts(batch.check)
         if isinstance(facts, Unknown):
             return
@@ -215,7 +235,7 @@ class Performer:
         final: dict[Change, str] = {}
         for change in batch.todo:
             now = reading_of(facts, change)
-            if isinstance(now, Unknown):
+            if isinstance(now, Unknown) or (change in halves and now != change.after):
                 continue
             ended.append(change._replace(after=now))
             final[ended[-1]] = self._final.get(change, "")
@@ -235,7 +255,7 @@ class Performer:
             self.failures.append(Failure(path, str(e), e.hint))
 
     def seen(self, check: Check) -> Facts | Unknown:
-        """What a check saw since the last change: one look at a card may take a second, and there are many questions."""
+        """What a check saw since the last change: one look at a card may take a second."""
         if check.NAME not in self._seen:
             self._seen[check.NAME] = self.facts(check)
         return self._seen[check.NAME]

@@ -360,10 +360,15 @@ def _errors(full: dict[str, Any], document: Any) -> Iterator[tuple[Path, str, bo
 
 def _explain(error: Any) -> Iterable[tuple[Path, str, bool]]:
     path: Path = tuple(error.absolute_path)
+    if error.validator is None:  # the schema `false`
+        return [(path, "does not belong here", False)]
     if error.validator == "anyOf":
-        # Of the alternatives, the one meant is the one whose type fits what was written.
-        fitting = [e for e in error.context if e.relative_schema_path[-1] != "type" or len(e.relative_path) > 0]
-        return [problem for e in fitting for problem in _explain(e)] or [(path, _wrong_type(error), False)]
+        return _explain_alternatives(error, path)
+    if error.validator == "oneOf":
+        return [(path, error.schema.get("description", "is not one of what belongs there"), False)]
+    if error.validator == "dependentRequired":
+        needed = [(k, n) for k, names in error.validator_value.items() if k in error.instance for n in names]
+        return [((*path, key), f"{key} needs {name}", True) for key, name in needed if name not in error.instance]
     if error.validator == "additionalProperties":
         known = dict(error.schema.get("properties", {}))
         patterns = error.schema.get("patternProperties", {})
@@ -377,18 +382,15 @@ def _explain(error: Any) -> Iterable[tuple[Path, str, bool]]:
     if error.validator in ("enum", "const"):
         allowed = error.validator_value if error.validator == "enum" else [error.validator_value]
         near = difflib.get_close_matches(str(error.instance), [str(a) for a in allowed], 1)
-        return [
-            (
-                path,
-                f"{_shown(error.instance)} is not one of: {', '.join(map(str, allowed))}" + _did_you_mean(near),
-                False,
-            )
-        ]
+        listed = ", ".join(a if isinstance(a, str) else _shown(a) for a in allowed)
+        return [(path, f"{_told(error.instance)} not one of: {listed}" + _did_you_mean(near), False)]
     if error.validator == "pattern":
         meant = error.schema.get("description", "what belongs there")
         return [(path, f"{_shown(error.instance)} is not {_article(meant)}", False)]
     if error.validator == "minimum":
         return [(path, f"{error.instance} is too small: at least {error.validator_value}", False)]
+    if error.validator == "maximum":
+        return [(path, f"{error.instance} is too large: at most {error.validator_value}", False)]
     if error.validator == "minLength":
         return [(path, f"{_shown(error.instance)} is too short", False)]
     if error.validator in ("minItems", "minProperties"):
@@ -396,6 +398,23 @@ def _explain(error: Any) -> Iterable[tuple[Path, str, bool]]:
     if error.validator == "uniqueItems":
         return [(path, "names something twice", False)]
     return [(path, str(error.message), False)]
+
+
+def _explain_alternatives(error: Any, path: Path) -> Iterable[tuple[Path, str, bool]]:
+    """Of the alternatives, the one meant is the one whose type fits what was written."""
+    fitting = [e for e in error.context if e.relative_schema_path[-1] != "type" or len(e.relative_path) > 0]
+    limits = [e for e in fitting if e.validator in ("minimum", "maximum")]
+    described = [e.schema["description"] for e in fitting if "description" in e.schema]
+    meant = described[0] if len(described) == len(fitting) == 1 else error.schema.get("description")
+    if not fitting or error.instance is None:
+        return [(path, _wrong_type(error), False)]
+    if isinstance(error.instance, (dict, list)):
+        # a text that is not as two rules want it is told once, by the stricter one, which comes later
+        once = {(tuple(e.absolute_path), "" if e.validator == "pattern" else id(e)): e for e in fitting}
+        return [problem for e in once.values() for problem in _explain(e)]
+    if limits or not meant:
+        return [problem for e in limits or fitting for problem in _explain(e)]
+    return [(path, f"{_shown(error.instance)} is not {_article(meant)}", False)]
 
 
 def _wrong_type(error: Any) -> str:
@@ -406,9 +425,10 @@ def _wrong_type(error: Any) -> str:
         value = error.validator_value
         wanted = " or ".join(_KINDS[k] for k in (value if isinstance(value, list) else [value]))
     hint = error.schema.get("description", "")
-    return f"{_shown(error.instance)} is {_kind(error.instance)}, but {wanted} belongs there" + (
-        f": {hint}" if hint else ""
-    )
+    if error.instance is None:
+        return f"has no value; what belongs there: {hint or wanted}"
+    what = f"{_told(error.instance)} {_kind(error.instance)}"
+    return f"{what}, but {wanted} belongs there" + (f": {hint}" if hint else "")
 
 
 _KINDS = {
@@ -435,6 +455,11 @@ def _shown(value: Any) -> str:
     )
 
 
+def _told(value: Any) -> str:
+    """A value as the start of a sentence; a long one is not said again."""
+    return "is" if isinstance(value, (dict, list)) else f"{_shown(value)} is"
+
+
 def _article(meant: str) -> str:
     return meant if re.match(r"(a|an|the|one|what|where) ", meant) else f"valid: {meant}"
 
@@ -443,6 +468,9 @@ def _unknown_key(key: str, known: Iterable[str], patterns: Iterable[str] = ()) -
     if key.startswith("/") and patterns:
         return f"{key!r} is no such path: write an absolute one without //, ., .. or a slash at its end"
     near = difflib.get_close_matches(key, [*known, "1GiB", "2MiB"] if patterns else list(known), 1)
+    capitals = key.upper()
+    if not near and key != capitals and (capitals in known or any(re.search(p, capitals) for p in patterns)):
+        return f"unknown key {key!r}; parameters are in capitals: {capitals}"
     listed = ", ".join(sorted(known))
     return f"unknown key {key!r}" + (_did_you_mean(near) or (f"; known: {listed}" if listed else ""))
 

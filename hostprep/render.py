@@ -11,7 +11,7 @@ from hostprep.model import Change, Desired, Facet, Fact, Finding, Status, Unknow
 from hostprep.report import NOT_READY, PENDING, POWER_CYCLE, READY, UNKNOWN, Report, dumps, stamp
 
 if TYPE_CHECKING:
-    from hostprep.engine import Batch
+    from hostprep.engine import Batch, Planned
     from hostprep.host.rehearsal import Step
     from hostprep.perform import Failure
 
@@ -317,10 +317,17 @@ def plan(batches: Sequence[Batch], paint: Paint = plain) -> str:
         for i, item in enumerate(refused):
             when = "now" if item.change.facet is Facet.CURRENT else "next boot"
             lines.append(f"  {item.change.check}/{_change(item.change, item.desired)} ({when})")
-            if i + 1 == len(refused) or item.refused != refused[i + 1].refused:
-                lines += ["    " + line for line in _wrap(_line(item.refused), WIDTH - 4)]
+            if [_why_refused(item)] != [_why_refused(following) for following in refused[i + 1 : i + 2]]:
+                lines += _indented(_why_refused(item), 4, WIDTH, paint)
         lines.append("")
     return "\n".join([*lines, ""]) if lines else "Nothing to change.\n\n"
+
+
+def _why_refused(item: Planned) -> tuple[str, str]:
+    """The reason, and what to do about it where it is the check's own."""
+    wanted = item.desired
+    fix = wanted.fix if wanted and item.refused in (wanted.refused_now, wanted.refused_next) else ""
+    return _line(item.refused), f"-> {_line(fix)}" if fix else ""
 
 
 def _change(change: Change, desired: Desired | None) -> str:

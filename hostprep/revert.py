@@ -73,7 +73,7 @@ def rehearse(host: Host, checks: Checks, journal: Journal) -> tuple[list[Change]
         # of several settings of a check one may be part of another (a pool, and that of its node)
         if _is_anothers(performer, s) and sides.count((s.change.check, s.change.facet)) == 1
     ]
-    foreign += dict.fromkeys(_left_sentence(s) for s in final if _now(performer, s) != s.change.before)
+    foreign += dict.fromkeys(_left_sentence(s) for s in final if s.begun or _now(performer, s) != s.change.before)
     for k in [*kept.generated, *kept.sources]:
         with contextlib.suppress(HostprepError):  # what cannot be done is told when it is done
             rehearsal.restore(k.path, k.before)
@@ -152,7 +152,7 @@ def _leave(performer: Performer) -> list[str]:
     """Let go of what nothing takes back; the names of what of it is still there."""
     left: dict[str, str] = {}
     for s in [s for s in performer.journal.standing() if s.final]:
-        if s.change.check not in performer.checks or _now(performer, s) != s.change.before:
+        if s.change.check not in performer.checks or s.begun or _now(performer, s) != s.change.before:
             left[name_of(s.change)] = _left_sentence(s)
         performer.journal.leave([s.change])
     for sentence in left.values():
@@ -161,7 +161,8 @@ def _leave(performer: Performer) -> list[str]:
 
 
 def _left_sentence(s: Standing) -> str:
-    return f"left as it is: {name_of(s.change)}: {show(s.change.after)}: {s.final}"
+    what = f"{show(s.change.after)}{', begun and not finished' if s.begun else ''}"
+    return f"left as it is: {name_of(s.change)}: {what}: {s.final}"
 
 
 def _finish(performer: Performer, clean: bool) -> None:

@@ -41,6 +41,11 @@ def test_what_is_met(reading: Value, op: str, wanted: Value, expected: bool) -> 
     assert met(Desired(wanted, op=op), reading) is expected
 
 
+def test_what_is_not_there_yet_is_none() -> None:
+    (found,) = judge("x", {"k": Fact(None, 8)}, {"k": Desired(8, live=False)})
+    assert found.message == "The next boot brings what is wanted; the running system still has none."
+
+
 @pytest.mark.parametrize(
     ("fact", "desired", "facets"),
     [

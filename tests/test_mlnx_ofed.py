@@ -16,6 +16,7 @@ from conftest import MakeHost, apply, findings, profile, statuses
 from fakes import CMDLINE, FakeHost, debian, grub_cfg
 
 from hostprep import engine, registry
+from hostprep import revert as taking_back
 from hostprep.checks import mlnx_ofed
 from hostprep.errors import CommandFailed, HostError
 from hostprep.journal import Journal
@@ -244,6 +245,7 @@ def test_an_archive_that_is_not_there_is_told_before_anything_is_tried(machine: 
     )
     assert found.desired is not None
     assert found.desired.refused_next == f"{ARCHIVE}: not there"
+    assert findings(host, section)["mlnx_ofed/version"].fix == found.fix, "apply cannot do it either"
 
 
 def test_nothing_is_installed_for_a_kernel_that_does_not_boot_next(machine: Callable[..., FakeHost]) -> None:
@@ -303,7 +305,38 @@ def test_an_installer_that_fails_or_hangs_is_a_failure_that_names_its_log(
     assert why in failure.reason
     assert str(log(host)).removeprefix(host.root) in failure.hint
     assert left(host) == []
+    (stands,) = journal.standing()
+    assert str(log(host)).removeprefix(host.root) in stands.final
+    assert "ofed_uninstall.sh removes it" in stands.final
+
+
+def test_what_a_failed_installer_left_is_named_by_revert_once(
+    machine: Callable[..., FakeHost], journal: Journal
+) -> None:
+    """It had begun to replace packages: this host is not as hostprep found it. A later try that is refused before it
+    begins does not hide that."""
+    host = machine()
+    apply(host, given(host, tgz("exit 1")), journal)
+    performer = apply(host, given(host, tgz(), "0" * 32), journal)
+    assert len(journal.standing()) == 1
+    (said,) = taking_back.rehearse(host, performer.checks, journal)[2]
+    assert "begun and not finished" in said
+    assert str(log(host)).removeprefix(host.root) in said
+    assert len(taking_back.revert(performer)) == 1
     assert journal.standing() == []
+
+
+@pytest.mark.parametrize(
+    ("want", "fix"),
+    [
+        ("inbox", "Reboot this host."),
+        (RELEASE, f"Install MLNX_OFED {RELEASE}, or give the profile its archive: hostprep explain mlnx_ofed"),
+        (">=24.10", "Install MLNX_OFED 24.10 or later; or give the profile an archive and, in place of >=24.10, "),
+    ],
+)
+def test_the_advice_is_one_that_helps(machine: Callable[..., FakeHost], want: str, fix: str) -> None:
+    host = machine((MODULE, "OLD"), INBOX_DEP, f"MLNX_OFED_LINUX-{RELEASE}:")
+    assert findings(host, {"mlnx_ofed": want})["mlnx_ofed/version"].fix.startswith(fix)
 
 
 # -- loading --------------------------------------------------------------------------------------

@@ -178,6 +178,19 @@ def test_what_may_pass_is_tried_again(version: str, name: str) -> None:
     assert mstconfig.patiently(run, 5) == "done"
 
 
+def test_a_last_try_that_had_no_time_left_does_not_hide_why_the_others_failed() -> None:
+    answers: list[HostError] = [
+        CommandFailed("exit 3", status=3, output=recorded("4.31", "gateway-held")),
+        HostError("mstconfig: no answer within 1 s"),
+    ]
+
+    def run() -> str:
+        raise answers.pop(0)
+
+    with pytest.raises(CommandFailed, match="exit 3"):
+        mstconfig.patiently(run, 5)
+
+
 @pytest.mark.parametrize("name", ["lockdown", "livefish", "lacks-parameter", "too-large", "set-rejected"])
 @pytest.mark.parametrize("version", ["4.21", "4.31"])
 def test_what_will_not_pass_is_not_tried_again(version: str, name: str) -> None:

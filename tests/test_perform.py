@@ -13,11 +13,11 @@ from fake_kernel import FakeKernel, reboot, swap_commands, with_swap
 from fakes import HUGE_2M, debian, mkconfig
 
 from hostprep import engine, registry
-from hostprep.errors import HostError, StateError
+from hostprep.errors import ChangeFailed, HostError, StateError
 from hostprep.host import FileState, Host
 from hostprep.journal import Journal
 from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Section
-from hostprep.perform import Performer, converge
+from hostprep.perform import Failure, Performer, converge
 from hostprep.registry import Check
 from hostprep.revert import rehearse, revert
 
@@ -199,6 +199,25 @@ def test_a_remark_of_a_change_that_failed_is_not_journalled(
 
 
 # -- failures -------------------------------------------------------------------------------------
+
+
+def test_of_a_change_that_failed_in_part_only_that_part_is_told(
+    host: FakeKernel, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two cards one refused it: the other was written, stays so, and is taken back by revert."""
+
+    def half(self: Things, keeping: Host, changes: Sequence[Change]) -> None:
+        host.put("/things/a", str(changes[0].after))
+        raise ChangeFailed("b: too much", "Ask for less.")
+
+    monkeypatch.setattr(Things, "apply", half)
+    for name in ("a", "b"):
+        host.put(f"/things/{name}", "old")
+    performer = Performer(host, {"things": Things()}, journal, lambda line: None)
+    wanted = [Change("things", name, LATER, "old", "new") for name in ("a", "b")]
+    performer.perform(wanted, {"things": {"a": "new", "b": "new"}})
+    assert performer.failures == [Failure("things/b", "b: too much", "Ask for less.")]
+    assert [s.change for s in journal.standing()] == wanted[:1]
 
 
 def test_grub_is_made_anew_once_for_two_checks(host: FakeKernel, journal: Journal) -> None:

@@ -11,6 +11,8 @@ from hostprep import profile, profile_source
 from hostprep.errors import ProfileError
 
 WAIVED = "swap: disabled\nwaivers:\n- {finding: %s, reason: %s, until: %s}\n"
+FIRMWARE = "nic_firmware: {cards: a, %s}\n"
+OFED = "mlnx_ofed: {archive: /a.tgz, version: %s}\n"
 
 # What is written -> `line:column: ` and what is said, one for each problem, in the order of the lines.
 MISTAKES: dict[str, tuple[str | bytes, list[str]]] = {
@@ -49,6 +51,32 @@ MISTAKES: dict[str, tuple[str | bytes, list[str]]] = {
     "a choice": ("swap: enabled\n", ["1:7: swap: 'enabled' is not one of: disabled; did you mean 'disabled'?"]),
     "a list at the top": ("- swap\n", ["1:1: a profile is a mapping of sections, not a list"]),
     "a word at the top": ("disabled\n", ["1:1: a profile is a mapping of sections, not text"]),
+    "no value": ("hardware: {cpus: }\n", ["1:18: hardware.cpus: has no value; what belongs there: logical CPUs"]),
+    "a mapping for a number": ("hardware: {cpus: {a: b}}\n", ["1:18: hardware.cpus: is a mapping, but a whole"]),
+    # alternatives, and what depends on other keys: each is one line, in the words of the schema
+    "a truth value in words": (
+        FIRMWARE % "SRIOV_EN: yes",
+        ["1:36: nic_firmware.SRIOV_EN: 'yes' is not valid: true or"],
+    ),
+    "a quoted number": (FIRMWARE % "NUM_OF_VFS: '8'", ["1:38: nic_firmware.NUM_OF_VFS: '8' is not a number of VFs"]),
+    "less than none": (FIRMWARE % "PF_NUM_OF_VF: -1", ["1:40: nic_firmware.PF_NUM_OF_VF: -1 is too small: at least 0"]),
+    "no parameter's value": (FIRMWARE % "X: a b", ["1:29: nic_firmware.X: 'a b' is not a value as the tool shows it"]),
+    "small letters": (
+        FIRMWARE % "link_type_p1: IB",
+        ["1:26: nic_firmware: unknown key 'link_type_p1'; parameters are in"],
+    ),
+    "no digest": (OFED % "24.04-0.7.0.0", ["1:12: mlnx_ofed: an archive needs md5 or sha256, exactly one"]),
+    "two digests": (
+        OFED % f"24.04-0.7.0.0, md5: x{'0' * 31}, sha256: x{'0' * 63}".replace("x", "a"),
+        ["1:12: mlnx_ofed: an archive needs md5 or sha256, exactly one"],
+    ),
+    "an archive of at least": (OFED % f"'>=24.04', md5: a{'0' * 31}", ["1:39: mlnx_ofed.version: '>=24.04' is not an"]),
+    "an archive of a word": (OFED % f"latest, md5: a{'0' * 31}", ["1:39: mlnx_ofed.version: 'latest' is not an exact"]),
+    "a digest of nothing": (
+        f"mlnx_ofed: {{version: inbox, md5: a{'0' * 31}}}\n",
+        ["1:29: mlnx_ofed: md5 needs archive"],
+    ),
+    "too many VFs": ("nic_vfs: [{pf: '*', vfs: 65536}]\n", ["1:26: nic_vfs[0].vfs: 65536 is too large: at most 65535"]),
     # advisory, assert_only and waivers that would have no effect
     "advisory": ("swap: disabled\nadvisory: [swop]\n", ["2:12: advisory[0]: 'swop' names no check of this profile"]),
     "an advisory glob": ("swap: disabled\nadvisory: ['swop/*']\n", ["2:12: advisory[0]: 'swop/*' names no check"]),

@@ -245,11 +245,14 @@ def test_a_plan_says_what_is_done_how_and_what_is_refused_and_why() -> None:
     change = Change("swap", "devices", Facet.CURRENT, ("/swapfile",), ())
     later = change._replace(facet=Facet.NEXT_BOOT)
     disrupting = Desired((), disrupts="2 GiB come back into memory")
+    busy = Desired((), refused_now="a job uses it", fix="Stop the job.")
     step = Step("write /etc/fstab", "--- /etc/fstab\n+++ /etc/fstab\n-old\n+new\n")
     said = render.plan(
         [
             Batch("swap", Facet.CURRENT, [Planned(change, disrupting, "")], [Step("swapoff /swapfile")]),
             Batch("swap", Facet.NEXT_BOOT, [Planned(later, None, "it is \x1bours")], [step]),
+            Batch("swap", Facet.CURRENT, [Planned(change, busy, busy.refused_now)], []),
+            Batch("swap", Facet.CURRENT, [Planned(change, busy, "no space left on device")], []),
         ]
     )
     assert said.splitlines() == [
@@ -261,5 +264,10 @@ def test_a_plan_says_what_is_done_how_and_what_is_refused_and_why() -> None:
         "Refused: needed, but hostprep will not do it",
         "  swap/devices: /swapfile -> none (next boot)",
         "    it is  ours",
+        "  swap/devices: /swapfile -> none (now)",
+        "    a job uses it",
+        "    -> Stop the job.",
+        "  swap/devices: /swapfile -> none (now)",
+        "    no space left on device",
         "",
     ]
