@@ -84,7 +84,7 @@ def driver(host: Host, address: str) -> str:
 
 def virtual_functions(host: Host, address: str) -> tuple[str, ...]:
     """The addresses of a PF's VFs by index, read and never computed: ARI and bus numbers move them (R15)."""
-    path = f"{DEVICES}/{address}"
+    path = host.resolve(f"{DEVICES}/{address}")  # once: with a thousand VFs each link on the way counts
     numbers = sorted(int(name[6:]) for name in host.names(path) if name.startswith("virtfn") and name[6:].isdigit())
     return tuple((host.link(f"{path}/virtfn{n}") or "").rpartition("/")[2] for n in numbers)
 

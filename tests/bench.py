@@ -112,7 +112,7 @@ def make_tree(root: str, vfs: int) -> None:
         share = vfs // PORTS + (port < vfs % PORTS)
         attributes = {"sriov_totalvfs": "128", "sriov_numvfs": str(share), "sriov_drivers_autoprobe": "1"}
         make_function(
-            root, pf, {"vendor": "0x15b3", "device": "0x1019", **attributes}, "../../../../bus/pci/drivers/stub"
+            root, pf, {"vendor": "0x15b3", "device": "0x1019", **attributes}, "../../../../bus/pci/drivers/pci-pf-stub"
         )
         for index in range(share):
             vf = f"0000:{0x10 + port:02x}:{(index + 1) >> 3:02x}.{(index + 1) & 7}"

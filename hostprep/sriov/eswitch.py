@@ -12,12 +12,13 @@ from hostprep.pci import Function, netdevs
 CHANGE_S = 60.0
 # mlx5 changes the mode of VFs that are there and have no driver, older kernels only then; ice while there are none.
 WITHOUT_VFS = ("ice",)
+WITHOUT_SWITCH = ("", "pci-pf-stub", "vfio-pci")  # no devlink instance at all: not asked for
 _NEEDS_INLINE = ("15b3:1013", "15b3:1015")  # ConnectX-4 and 4 Lx want inline-mode transport before switchdev
 
 
 def mode(host: Host, f: Function) -> str | None:
     """The mode; None where the driver has no embedded switch."""
-    if not f.driver:
+    if f.driver in WITHOUT_SWITCH:
         return None
     try:
         answer = json.loads(host.run("devlink", "-j", "dev", "eswitch", "show", f"pci/{f.address}"))
