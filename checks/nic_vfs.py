@@ -45,13 +45,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from hostprep import boot_record as boot
 from hostprep import pci
 from hostprep.errors import ChangeFailed, HostError, HostprepError
 from hostprep.host import Host, attempt
 from hostprep.host.network import Link
 from hostprep.host.processes import Namespace
 from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Reading, Section, Unknown, Value
-from hostprep.sriov import boot, eswitch, vfs
+from hostprep.sriov import eswitch, vfs
 from hostprep.sriov.holders import holders
 from hostprep.sriov.owners import Owner, Pf, owners
 

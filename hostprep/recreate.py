@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from hostprep import boot_record as boot
 from hostprep.errors import HostError
 from hostprep.host import Host
 from hostprep.judge import show
 from hostprep.model import Change, Facts, Unknown
 from hostprep.perform import Failure, Performer, name_of
 from hostprep.registry import Recreating, recreating
-from hostprep.sriov import boot
 
 TIMEOUT_S = 60.0  # for all devices to be there; a ConnectX-7 takes up to 10 s to come out of reset, and there are many
 

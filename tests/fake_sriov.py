@@ -10,10 +10,10 @@ from pathlib import Path
 
 from fakes import Answer, FakeHost
 
+from hostprep import boot_record as boot
 from hostprep.errors import CommandFailed, HostError
 from hostprep.host.network import Link, Vf
 from hostprep.pci import DEVICES
-from hostprep.sriov import boot
 
 DRIVERS = "/sys/bus/pci/drivers"
 

@@ -12,6 +12,7 @@ from conftest import MakeHost, apply
 from fake_sriov import SriovHost
 from fakes import debian
 
+from hostprep import boot_record as boot
 from hostprep import commands, registry, state
 from hostprep.errors import ChangeFailed, HostError
 from hostprep.host import Host
@@ -20,7 +21,6 @@ from hostprep.journal import Journal
 from hostprep.pci import DEVICES
 from hostprep.perform import Performer
 from hostprep.revert import revert
-from hostprep.sriov import boot
 
 PF0, PF1 = "0000:17:00.0", "0000:17:00.1"
 RECORD = {PF0: {"id": "15b3:1019", "vfs": 8, "vf0/mac": "02:00:00:00:00:02", "up": True, "names": ("a", "b")}}

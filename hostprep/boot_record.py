@@ -14,10 +14,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from hostprep import pci
 from hostprep.errors import ChangeFailed, HostError
 from hostprep.host import Host
 from hostprep.model import from_json, to_json
-from hostprep.pci import DEVICES
 
 DIRECTORY = "/etc/hostprep/boot"
 UNIT = "hostprep-apply.service"
@@ -29,7 +29,7 @@ _AUTHOR = "written by"
 _WORDS = f"hostprep apply, for {UNIT} to make again at every boot; hostprep revert takes it back"
 _ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _OURS = "# Written by hostprep apply; hostprep revert takes it away.\n"
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
 # First to last, without /run, which does not survive a reboot. /lib is not always /usr/lib.
 _ETC = "/etc/systemd/system"
@@ -89,14 +89,14 @@ def present(host: Host, record: Record) -> bool:
 
 def missing(host: Host, address: str) -> str:
     """Why a device of a record cannot be set up: it is not there, or has no driver. Empty when it can."""
-    if not host.exists(f"{DEVICES}/{address}"):
+    if not host.exists(f"{pci.DEVICES}/{address}"):
         return "there is no device at this address"
-    return "" if host.link(f"{DEVICES}/{address}/driver") else "no driver is bound to it"
+    return "" if host.link(f"{pci.DEVICES}/{address}/driver") else "no driver is bound to it"
 
 
 def replaced(host: Host, address: str, entry: Mapping[str, Any]) -> str:
     """Which other device is at an address of a record; empty when it is the same (addresses move with the BIOS)."""
-    numbers = (host.number(f"{DEVICES}/{address}/{file}") for file in ("vendor", "device"))
+    numbers = (host.number(f"{pci.DEVICES}/{address}/{file}") for file in ("vendor", "device"))
     found = ":".join(f"{number:04x}" for number in numbers)
     return "" if found == entry["id"] else f"there is {found} at this address, and the record is of {entry['id']}"
 
@@ -108,7 +108,9 @@ def _is_named(host: Host, address: str, entry: Mapping[str, Any]) -> bool:
     """
     if all(key in _WITHOUT_INTERFACE or key.endswith("/driver") for key in entry):
         return True
-    folder = f"{DEVICES}/{address}/net"
+    if pci.class_code(host, address) >> 16 != pci.NETWORK:
+        return True
+    folder = f"{pci.DEVICES}/{address}/net"
     indexes = [host.read(f"{folder}/{name}/ifindex") for name in host.names(folder)]
     udev = host.exists("/run/udev/control")
     return bool(indexes) and (not udev or all(host.exists(f"/run/udev/data/n{index}") for index in indexes))
@@ -228,7 +230,7 @@ def _install(host: Host) -> None:
     """Put our unit in place unless a package has, and have systemd start it at boot."""
     if not host.exists("/run/systemd/system"):
         hint = "Have whatever starts services here run at boot, before the network: hostprep apply --boot"
-        raise ChangeFailed("systemd does not run this host: nothing makes VFs again at its next boot", hint)
+        raise ChangeFailed("systemd does not run this host: nothing makes this again at its next boot", hint)
     own = f"{_ETC}/{UNIT}"
     path = _unit_file(host) or own
     text = _unit_text(host, path)

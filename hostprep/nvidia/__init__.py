@@ -1,0 +1,1 @@
+"""What several rooms know of NVIDIA's driver and its messages."""
