@@ -33,13 +33,15 @@ UNSET = Fact.fixed(None)
 
 
 def met(desired: Desired, reading: Value) -> bool:
-    """Is this what is wanted? `>=` orders numbers by size and text as versions."""
+    """Is this what is wanted? `>=` orders numbers by size and text as versions, `<=` numbers alone."""
     if desired.op == "==" or reading is None:
         return reading == desired.value and type(reading) is type(desired.value)
     if isinstance(desired.value, str):
         return isinstance(reading, str) and versions.compare(reading, desired.value) >= 0
     assert isinstance(desired.value, int)
-    return type(reading) is int and reading >= desired.value
+    if type(reading) is not int:
+        return False
+    return reading <= desired.value if desired.op == "<=" else reading >= desired.value
 
 
 def status(fact: Fact, desired: Desired) -> Status:
@@ -144,7 +146,7 @@ def show_beside(reading: Reading, desired: Desired | None) -> str:
 def show_desired(desired: Desired | None) -> str:
     if desired is None:
         return "an answer"
-    return (">= " if desired.op == ">=" else "") + show_beside(desired.value, desired)
+    return ("" if desired.op == "==" else f"{desired.op} ") + show_beside(desired.value, desired)
 
 
 def _changes(f: Finding) -> Iterator[Change]:

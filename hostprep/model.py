@@ -61,7 +61,7 @@ class Desired(NamedTuple):
     """What the profile wants one setting to be."""
 
     value: Value
-    op: str = "=="  # or ">=": numbers by size, text as versions
+    op: str = "=="  # or ">=": numbers by size, text as versions; or "<=": numbers
     of: str = ""  # the key of the fact it is about, where that is not the goal's own key
     unit: str = ""  # "bytes" is shown as GiB
     live: bool = True  # can hostprep change the running system?

@@ -77,6 +77,10 @@ class FakeHost(Host):
     def directories(self) -> set[str]:
         return {folder.removeprefix(self.root) for folder, _, _ in os.walk(self.root)}
 
+    def start(self, path: str, size: int) -> bytes | None:
+        data = self.read_bytes(path)
+        return None if data is None else data[:size]
+
     def machine(self) -> str:
         return "x86_64"
 

@@ -31,6 +31,7 @@ def test_the_truth_table(current: Reading, later: Reading, expected: str) -> Non
     [
         *((8, "==", 8, True), (9, "==", 8, False), (9, ">=", 8, True), (8, ">=", 8, True), (7, ">=", 8, False)),
         *((True, "==", 1, False), (1, "==", True, False), (0, "==", False, False), (False, "==", False, True)),
+        *((7, "<=", 8, True), (8, "<=", 8, True), (9, "<=", 8, False), (None, "<=", 8, False), ("7", "<=", 8, False)),
         *((True, ">=", 1, False), (None, ">=", 0, False), (None, "==", None, True), ("8", ">=", 8, False)),
         *(("5.15.0-122", ">=", "5.15.0-121", True), ("5.15.0-9", ">=", "5.15.0-10", False), (6, ">=", "5", False)),
         *((("a", "b"), "==", ("a", "b"), True), (("b", "a"), "==", ("a", "b"), False), ("a", "==", ("a",), False)),

@@ -80,6 +80,13 @@ class Host:
 
         /dev/null counts as an empty file: a link to it is how systemd and others mask a configuration file.
         """
+        return self._read(path, None)
+
+    def start(self, path: str, size: int) -> bytes | None:
+        """The first bytes of a file, where reading on is not free: of a device's configuration space."""
+        return self._read(path, size)
+
+    def _read(self, path: str, start: int | None) -> bytes | None:
         try:
             # O_NONBLOCK: a FIFO where a file should be must not hold us up
             fd = os.open(self.real(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -91,6 +98,8 @@ class Host:
             info = os.fstat(fd)
             if not stat.S_ISREG(info.st_mode) and info.st_rdev != _DEV_NULL:
                 raise HostError(f"{path}: is {_kind_of(info.st_mode)}, not a file")
+            if start is not None:
+                return os.read(fd, start)
             parts = []
             size = 0
             while chunk := os.read(fd, 65536):

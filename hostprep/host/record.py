@@ -60,6 +60,14 @@ class Recorder(Host):
             os.replace(own, copy)
         return data
 
+    def start(self, path: str, size: int) -> bytes | None:
+        def read() -> str | None:
+            data = super(Recorder, self).start(path, size)
+            return None if data is None else data.hex()
+
+        found = self._ask("start", path, read)
+        return None if found is None else bytes.fromhex(found)
+
     def size(self, path: str) -> int | None:
         return self._ask("size", path, lambda: super(Recorder, self).size(path))
 
@@ -163,6 +171,14 @@ class RecordedHost(Host):
         if data is None and not self._absent(path):
             raise _not_recorded(path)
         return data
+
+    def start(self, path: str, size: int) -> bytes | None:
+        if ("start", path) in self.answers:
+            found = self._recorded("start", path, lambda _: "")
+            return None if found is None else bytes.fromhex(found)
+        if self.complete and not self._absent(path):
+            raise _not_recorded(path)
+        return super().start(path, size)
 
     def size(self, path: str) -> int | None:
         if self._asked("size", path) or self._absent(path):
