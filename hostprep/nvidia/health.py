@@ -26,9 +26,7 @@ def facts(address: str, fields: Mapping[str, Reading]) -> Facts:
     for name in ("retirement-pending", "remapping-pending"):
         found[f"{address}/{name}"] = _cured(fields.get(name), False)
     action = fields.get("recovery-action")
-    found[f"{address}/recovery-action"] = (
-        _cured(action, "none") if action in _CURED_BY_REBOOT else Fact.fixed(action)
-    )
+    found[f"{address}/recovery-action"] = _cured(action, "none") if action in _CURED_BY_REBOOT else Fact.fixed(action)
     found[f"{address}/retired-pages"] = Fact.fixed(_sum(fields.get("retired-single"), fields.get("retired-double")))
     found[f"{address}/slowdown"] = Fact.fixed(_harmful(fields.get("clock-reasons")))
     return found
@@ -96,7 +94,9 @@ def _links(facts: Facts, address: str, limits: Mapping[str, Any]) -> Goals:
     up = _reading(facts, address, "nvlinks-up")
     found: dict[str, Desired] = {}
     cable = "Look at dmesg and nvidia-smi nvlink -s; check bridges, baseboard and the fabric manager."
-    if up != () and up is not None:
+    if isinstance(up, Unknown):
+        found["nvlinks-up"] = _is((), "", "")
+    elif up:
         found["nvlinks-down"] = _is((), "Some of its NVLinks are down, and others are up.", cable)
     if "nvlinks" in limits:
         number: Reading = len(up) if isinstance(up, tuple) else 0 if up is None else up
