@@ -30,14 +30,13 @@ revert leaves an installed OFED as it is, and says so: /usr/sbin/ofed_uninstall.
 
 from __future__ import annotations
 
-import functools
 import re
 import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from hostprep import bootloader, pci, versions
+from hostprep import kmod, pci
 from hostprep.errors import ChangeFailed, HostError
 from hostprep.host import Host, attempt
 from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Reading, Section, Unknown
@@ -139,7 +138,7 @@ def asked(want: Section, keys: Iterable[str]) -> Sequence[str]:
 def inspect(host: Host, names: Sequence[str] = ()) -> Facts:
     running = host.kernel()
     release = attempt(_release, host)
-    kernels = _next_kernels(host, running)
+    kernels = kmod.next_kernels(host, running)
     drivers = {kernel: attempt(_driver, host, kernel) for kernel in {running, *kernels}}
     now = attempt(_current, host, running, drivers[running], release)
     on_disk = attempt(_brought, drivers, [running], release)
@@ -186,19 +185,16 @@ def _driver(host: Host, kernel: str) -> _Driver:
 
     updates/dkms/ on Debian and Ubuntu, extra/mlnx-ofa_kernel/ (and links in weak-updates/) on RHEL, updates/ on SLES.
     """
-    listed = host.read(f"{_MODULES}/{kernel}/modules.dep")
-    if listed is None:
-        raise HostError(f"{_MODULES}/{kernel}/modules.dep: not there: cannot tell which drivers this kernel has")
-    found = re.search(rf"^(\S*/)?{MODULE}\.ko(\.\w+)?:", listed, re.M)
-    if found is None:
+    file = kmod.file_of(host, kernel, MODULE)
+    if file is None:
         built_in = f"/{MODULE}.ko" in (host.read(f"{_MODULES}/{kernel}/modules.builtin") or "")
         return _Driver(INBOX if built_in else None)
-    if (found[1] or "").removeprefix(f"{_MODULES}/{kernel}/").startswith("kernel/"):
+    if file.startswith("kernel/"):
         return _Driver(INBOX)
     said = host.run("modinfo", "-k", kernel, MODULE)
     fields = {name: value.strip() for name, _, value in (line.partition(":") for line in said.splitlines())}
     if not fields.get("version"):
-        raise HostError(f"modinfo -k {kernel} {MODULE}: names no version of {found[0].rstrip(':')}")
+        raise HostError(f"modinfo -k {kernel} {MODULE}: names no version of {file}")
     return _Driver(fields["version"], fields.get("srcversion", ""))
 
 
@@ -226,20 +222,6 @@ def _brought(
         each = ", ".join(f"{kernel}: {version or 'none'}" for kernel, version in found.items())
         raise HostError(f"which kernel boots next cannot be told, and their drivers differ ({each})")
     return found[kernels[0]]
-
-
-def _next_kernels(host: Host, running: str) -> list[str]:
-    """The kernel that boots next; all that may be it, where the boot loader does not say."""
-    installed = [name for name in host.names(_MODULES) if host.exists(f"/boot/vmlinuz-{name}")]
-    installed.sort(key=functools.cmp_to_key(versions.compare))
-    boot = attempt(bootloader.read, host)
-    if isinstance(boot, Unknown) or not boot.loader:
-        return list(dict.fromkeys([running, *installed]))
-    if named := [kernel for kernel in installed if kernel in boot.entry]:
-        return [max(named, key=len)]
-    if installed and (boot.entry == "Ubuntu" or boot.entry.endswith("GNU/Linux")):
-        return installed[-1:]  # grub-mkconfig's first entry has no release in its title: it starts the newest
-    return list(dict.fromkeys([running, *installed]))
 
 
 def _users(host: Host) -> tuple[str, ...]:

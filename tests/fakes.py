@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from hostprep.errors import HostError
-from hostprep.host import Host, Space, network
+from hostprep.host import Host, Space, network, nvml
 from hostprep.host.network import Link
+from hostprep.host.nvml import Nvml
 from hostprep.host.processes import Namespace, Process
+from hostprep.model import Value
 
 Answer = str | HostError | Callable[[Sequence[str]], str]
 
@@ -44,6 +46,9 @@ class FakeHost(Host):
         self.open_file_table: dict[str, tuple[Process, ...]] = {}  # by path
         self.network_error: HostError | None = None  # what every question about all of that ends in
         self.refuse_vf: Callable[[str, int, dict[str, Any]], None] | None = None  # may raise in set_vf
+        self._nvml: list[Nvml | HostError] = [HostError("NVML: not foreseen by the test")]  # shared by copies of us
+        self.gpu_in_use = False  # then MIG mode changes at the next boot only
+        self.refuse_gpu: Callable[[str, str, Value], None] | None = None  # may raise in set_gpu
         root.mkdir(parents=True, exist_ok=True)
         for path, text in files.items():
             self.put(path, text)
@@ -140,6 +145,37 @@ class FakeHost(Host):
         reset: dict[str, Any] = {"qos": 0, "proto": "802.1Q"} if wanted.get("vlan") == 0 else {}
         vfs = (vf._replace(**(reset | wanted)) if vf.index == index else vf for vf in table[name].vfs)
         table[name] = table[name]._replace(vfs=tuple(vfs))
+
+    @property
+    def nvml_answer(self) -> Nvml | HostError:
+        """What NVML tells; the GPUs that are set change it."""
+        return self._nvml[0]
+
+    @nvml_answer.setter
+    def nvml_answer(self, answer: Nvml | HostError) -> None:
+        self._nvml[0] = answer
+
+    def nvml(self, addresses: Sequence[str], timeout: float = 20) -> Nvml:
+        if isinstance(self.nvml_answer, HostError):
+            raise self.nvml_answer
+        return self.nvml_answer
+
+    def set_gpu(self, address: str, name: str, value: Value, timeout: float = 60) -> None:
+        self.ran += [" ".join(argv) for argv in nvml.commands(address, name, value)]
+        if self.refuse_gpu is not None:
+            self.refuse_gpu(address, name, value)
+        told = self.nvml([address])
+        if address not in {gpu.address for gpu in told.gpus}:
+            raise HostError(f"nvmlDeviceGetHandleByPciBusId_v2({address}): Not Found")
+        pending = {"ecc": ("ecc-pending",), "mig": ("mig-pending",) if self.gpu_in_use else ("mig", "mig-pending")}
+        names = {"instances": ("mig-devices",), **pending}.get(name, (name,))
+        wanted = tuple(sorted(value)) if isinstance(value, tuple) else value
+        self.nvml_answer = told._replace(
+            gpus=tuple(
+                gpu._replace(fields={**gpu.fields, **dict.fromkeys(names, wanted)}) if gpu.address == address else gpu
+                for gpu in told.gpus
+            )
+        )
 
     def _network(self, netns: str) -> FakeHost:
         if self.network_error is not None:

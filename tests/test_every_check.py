@@ -14,6 +14,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from fake_gpu import driver_files, gpu_files
 from fake_sriov import nic
 from fakes import Answer, FakeHost, debian
 from hypothesis import HealthCheck, Phase, given, settings
@@ -44,8 +45,9 @@ class Anything(dict[str, Answer]):
 
 
 def machine() -> dict[str, str]:
-    """A small Debian machine with a network card that has SR-IOV."""
-    return {**debian(), **nic()}
+    """A small Debian machine with a network card that has SR-IOV, and a GPU with its driver."""
+    modules = {"/proc/modules": "nvidia 54095872 0 - Live 0x0000000000000000\n"}
+    return {**debian(), **nic(), **gpu_files(), **driver_files(), **modules}
 
 
 def examples(check: Check) -> list[Any]:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from hostprep import files
 from hostprep.errors import HostError
 from hostprep.host import process
-from hostprep.model import Change, Unknown
+from hostprep.model import Change, Unknown, Value
 
 if TYPE_CHECKING:  # they cost too much for a check that does not need them
     from contextlib import AbstractContextManager
 
     from hostprep.host.network import Link
+    from hostprep.host.nvml import Nvml
     from hostprep.host.processes import Namespace, Process
 
 Runner = Callable[[Sequence[str], float, bytes], str]
@@ -322,6 +323,17 @@ class Host:
 
         return network.uppers_elsewhere(namespaces)
 
+    def nvml(self, addresses: Sequence[str], timeout: float = 20) -> Nvml:
+        """What NVIDIA's management library tells of the GPUs at these PCI addresses, and of others that it has.
+
+        To be asked only where the driver is loaded: NVML may load it. A child asks: a driver that is stuck keeps its
+        callers, and a library that crashes takes them with it.
+        """
+        self._must_be_live("what NVML tells of GPUs")
+        from hostprep.host import nvml
+
+        return nvml.ask(addresses, timeout)
+
     def settled(self, ready: Callable[[], bool], timeout: float, subsystems: Sequence[str] = ("pci", "net")) -> bool:
         """Wait until devices have come or gone so that `ready` holds. False at the timeout."""
         if self.root:
@@ -397,6 +409,17 @@ class Host:
         from hostprep.host import network
 
         network.set_vf(name, index, wanted, netns)
+
+    def set_gpu(self, address: str, name: str, value: Value, timeout: float = 60) -> None:
+        """Set persistence, ecc, mig (bool), compute-mode (str) or instances of a GPU by NVML; a child does it.
+
+        `instances` are MIG profiles (1g.10gb), each to become a GPU instance with one compute instance: these and no
+        others. ECC and, while the GPU is in use, MIG take effect at its next reset only.
+        """
+        self._must_be_live("GPUs")
+        from hostprep.host import nvml
+
+        nvml.change(address, name, value, timeout)
 
     def write(self, path: str, text: str, timeout: float = 60) -> None:
         """Write a kernel attribute: in place, in one write(2), and only if it is there.

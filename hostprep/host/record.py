@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hostprep.errors import CommandFailed, HostError
 from hostprep.host import FileState, Host, Space
+from hostprep.model import Value
 
 if TYPE_CHECKING:
     from hostprep.host.network import Link
+    from hostprep.host.nvml import Nvml
     from hostprep.host.processes import Namespace, Process
 
 ANSWERS = ".hostprep"
@@ -126,6 +128,12 @@ class Recorder(Host):
     def uppers_elsewhere(self, namespaces: Sequence[Namespace]) -> dict[int, tuple[tuple[str, str, Namespace], ...]]:
         where = json.dumps([namespace.path for namespace in namespaces])
         return self._ask("uppers", where, lambda: super(Recorder, self).uppers_elsewhere(namespaces))
+
+    def nvml(self, addresses: Sequence[str], timeout: float = 20) -> Nvml:
+        from hostprep.host.nvml import from_json, to_json
+
+        question = json.dumps(list(addresses))
+        return from_json(self._ask("nvml", question, lambda: to_json(super(Recorder, self).nvml(addresses, timeout))))
 
     def _ask(self, kind: str, question: str, ask: Callable[[], T], keep: Callable[[T], bool] = lambda _: True) -> T:
         try:
@@ -272,6 +280,14 @@ class RecordedHost(Host):
             for index, uppers in found.items()
         }
 
+    def nvml(self, addresses: Sequence[str], timeout: float = 20) -> Nvml:
+        from hostprep.host.nvml import from_json, to_json
+
+        question = json.dumps(list(addresses))
+        return from_json(
+            self._recorded("nvml", question, lambda _: to_json(super(RecordedHost, self).nvml(addresses, timeout)))
+        )
+
     def write(self, path: str, text: str, timeout: float = 60) -> None:
         raise HostError(f"{path}: a recorded host cannot be changed")
 
@@ -283,6 +299,9 @@ class RecordedHost(Host):
 
     def _set_vf(self, name: str, index: int, wanted: dict[str, Any], netns: str) -> None:
         raise HostError(f"{name}: a recorded host cannot be changed")
+
+    def set_gpu(self, address: str, name: str, value: Value, timeout: float = 60) -> None:
+        raise HostError(f"{address}: a recorded host cannot be changed")
 
     def _recorded(self, kind: str, question: str, otherwise: Callable[[str], T]) -> T:
         entry = self.answers.get((kind, question))

@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hostprep.errors import HostError
-from hostprep.host import ABSENT, FileState, Host, Space
-from hostprep.model import Change
+from hostprep.host import ABSENT, FileState, Host, Space, attempt
+from hostprep.model import Change, Unknown, Value
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from hostprep.host.network import Link
+    from hostprep.host.nvml import Nvml
     from hostprep.host.processes import Namespace, Process
 
 
@@ -102,6 +103,9 @@ class Rehearsal(Host):
     def uppers_elsewhere(self, namespaces: Sequence[Namespace]) -> dict[int, tuple[tuple[str, str, Namespace], ...]]:
         return self._host.uppers_elsewhere(namespaces)
 
+    def nvml(self, addresses: Sequence[str], timeout: float = 20) -> Nvml:
+        return self._host.nvml(addresses, timeout)
+
     def settled(self, ready: Callable[[], bool], timeout: float, subsystems: Sequence[str] = ("pci", "net")) -> bool:
         return True  # nothing was changed that could come or go
 
@@ -119,6 +123,17 @@ class Rehearsal(Host):
         from hostprep.host import network
 
         self.note(shlex.join(network.command(network.vf_words(name, index, wanted), netns)))
+
+    def set_gpu(self, address: str, name: str, value: Value, timeout: float = 60) -> None:
+        from hostprep.host import nvml
+
+        for argv in nvml.commands(address, name, value, name == "instances" and self._has_instances(address)):
+            self.note(shlex.join(argv))
+
+    def _has_instances(self, address: str) -> bool:
+        told = attempt(self._host.nvml, [address])
+        gpus = () if isinstance(told, Unknown) else told.gpus
+        return any(gpu.fields.get("mig-devices") for gpu in gpus if gpu.address == address)
 
     def run(self, *argv: str, timeout: float = 10, stdin: bytes = b"") -> str:
         self.note(shlex.join(argv))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hostprep.model import Desired, Fact, Facts, Goals, Reading, Unknown
+from hostprep.model import Desired, Fact, Facts, Reading, Unknown
 
 # From 60 on NVIDIA takes a board back (RMA); the InfoROM has room for 64.
 RETIRED_PAGES = 59
@@ -20,7 +20,7 @@ _RESET = "Stop what uses it, then nvidia-smi --gpu-reset -i {address}; or reboot
 _REPLACE = "Have this GPU replaced."
 
 
-def facts(address: str, fields: Mapping[str, Reading]) -> Facts:
+def facts(address: str, fields: Mapping[str, Reading]) -> dict[str, Fact]:
     """What NVML tells of a GPU's health, as settings; what a reboot is known to cure is told as cured then."""
     found = {f"{address}/{name}": Fact.fixed(reading) for name, reading in fields.items()}
     for name in ("retirement-pending", "remapping-pending"):
@@ -47,7 +47,7 @@ def _harmful(reasons: Reading) -> Reading:
     return tuple(r for r in reasons if r in HARMFUL) if isinstance(reasons, tuple) else reasons
 
 
-def goals(facts: Facts, address: str, limits: Mapping[str, Any]) -> Goals:
+def goals(facts: Facts, address: str, limits: Mapping[str, Any]) -> dict[str, Desired]:
     """What each of these readings should be. `limits` is the section of a profile."""
     wanted = {
         **_memory(limits),
@@ -72,7 +72,7 @@ def _is(value: Any, means: str, fix: str, op: str = "==") -> Desired:
     return Desired(value, op=op, live=False, persist=False, means=means, fix=fix)
 
 
-def _memory(limits: Mapping[str, Any]) -> Goals:
+def _memory(limits: Mapping[str, Any]) -> dict[str, Desired]:
     errors = "Its memory has had errors since the driver was loaded that ECC could not correct."
     found = {
         "ecc-volatile-uncorrectable": _is(0, errors, f"{_RESET} If they come back: {_REPLACE}"),
@@ -89,7 +89,7 @@ def _memory(limits: Mapping[str, Any]) -> Goals:
     return found
 
 
-def _links(facts: Facts, address: str, limits: Mapping[str, Any]) -> Goals:
+def _links(facts: Facts, address: str, limits: Mapping[str, Any]) -> dict[str, Desired]:
     """NVLinks that are all down belong to a card without a bridge: that is a fault where the profile says so."""
     up = _reading(facts, address, "nvlinks-up")
     found: dict[str, Desired] = {}
@@ -120,7 +120,7 @@ def _busy(facts: Facts, address: str) -> bool:
     return isinstance(used, int) and used >= 50
 
 
-def _heat(facts: Facts, address: str, limits: Mapping[str, Any]) -> Goals:
+def _heat(facts: Facts, address: str, limits: Mapping[str, Any]) -> dict[str, Desired]:
     """The profile's limit; else the card's own: newer ones tell the degrees that are left, others where they slow."""
     cool = "Look at its cooling."
     if "temperature" in limits:

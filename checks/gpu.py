@@ -1,0 +1,700 @@
+"""GPUs: NVIDIA's, present, with the driver that the cluster needs or without any, set as wanted, and healthy.
+
+    gpu: {count: 1, model: A100, driver: unloaded}     # a kind host: the driver runs in a worker, not here
+
+    gpu:
+      count: 8                      # at least one where nothing is said
+      model: A100                   # a word of its name, or vendor:device as in 10de:20b2
+      cards: "10de:20b2"            # which GPUs, all if left out: an address, vendor:device, driver; or a glob
+      driver: ">=535.104.05"        # loaded (if left out), unloaded, vfio-pci, a version, or >= a version
+      persistence: true
+      ecc: true
+      mig: [3g.40gb, 3g.40gb]       # or true, false
+      compute_mode: default         # exclusive-process, prohibited
+      nvlinks: 12                   # at least so many up; also temperature, retired_pages, ecc_errors, pcie_width
+      ignored_xids: [63]
+      installer: /root/openkasugai/driver/nvidia/NVIDIA-Linux-x86_64-550.90.12.run
+      makefile: /root/openkasugai/Makefile
+
+Presence comes from the PCI bus, without any driver: class 03xx and vendor 10de in sysfs. `bus` says whether the card
+answers there: one that has fallen off reads all ones. Its name is the driver's, udev's or that of pci.ids.
+
+Asking changes nothing. NVML is asked only while the nvidia module is loaded and /dev/nvidiactl is there, since it
+would load the one and make the other; and in a child process with a deadline of its own, so that a driver that is
+stuck is a finding. A field that a model does not have is no fault.
+
+unloaded: none of NVIDIA's modules is in the kernel. Next boot: none is named in modules-load.d, /etc/modules or the
+initramfs, and none is loaded by udev for the card; /etc/modprobe.d/hostprep-gpu.conf is what apply writes. Unloading
+goes in order of dependency, and is refused, with the holder's name, while something uses a GPU.
+
+loaded: `driver/in-step` is the library (libnvidia-ml) against the kernel module. After an upgrade they differ, and
+nothing works until a reboot or until the module is loaded anew.
+
+Modes: ECC and, up to Ampere, MIG are kept by the card, with a pending value for the next boot. Persistence, compute
+mode, MIG instances and, from Hopper on, MIG are lost at a reboot: apply records them in /etc/hostprep/boot/gpu.json,
+and hostprep-apply.service makes them again (nvidia-persistenced does the same for persistence). MIG is changed while
+no process runs on the GPU, and instances are only made where there are none.
+
+Health: uncorrectable ECC errors, retired pages (up to Volta) or remapped rows (from Ampere on), Xids in the kernel log
+since boot, clocks held down by heat or power, temperature, PCIe width (generation only under load, since an idle card
+lowers it), NVLinks, fabric manager, and NVML's recovery action. ecc_errors limits the uncorrectable ones of the card's
+whole life.
+
+installer: the file that the cluster installs the driver from is there, and named for the version that runs here, and
+for the one that the Makefile names (NVIDIA_DRIVER_FILE).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hostprep import boot_record, kmod, pci
+from hostprep.errors import HostError
+from hostprep.host import Host, attempt
+from hostprep.host.nvml import Gpu, Nvml
+from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Reading, Section, Unknown, Value
+from hostprep.nvidia import devices, driver, fabric, health, xid
+
+NAME = "gpu"
+
+_MODEL = {
+    "description": "a word of the GPU's name, such as A100, or its vendor:device, such as 10de:20b2",
+    "type": "string",
+    "pattern": r"^[A-Za-z0-9][A-Za-z0-9 :._-]*$(?!\n)",
+}
+_PATH = {"description": "an absolute path on this host", "type": "string", "pattern": r"^/[^\x00-\x1f]*$(?!\n)"}
+_LIMIT = {"type": "integer", "minimum": 0}
+SCHEMA = {
+    "description": "NVIDIA GPUs: how many, which, their driver, modes and health.",
+    "type": "object",
+    "properties": {
+        "count": {"description": "GPUs on the PCI bus", "type": "integer", "minimum": 1},
+        "model": _MODEL,
+        "cards": {**pci.SELECTOR, "description": "a PCI address, vendor:device, a driver; or a glob of these"},
+        "driver": {
+            "description": "loaded, unloaded, vfio-pci, a version such as 550.90.12, or a minimum: >=535.104.05",
+            "type": "string",
+            "pattern": r"^(loaded|unloaded|vfio-pci|(>= ?)?[0-9]+(\.[0-9]+)+)$(?!\n)",
+        },
+        "persistence": {"description": "persistence mode", "type": "boolean"},
+        "ecc": {"description": "ECC mode", "type": "boolean"},
+        "mig": {
+            "description": "MIG mode: true, false, or the instances of each GPU, such as [3g.40gb, 3g.40gb]",
+            "anyOf": [
+                {"type": "boolean"},
+                {
+                    "type": "array",
+                    "items": {
+                        "description": "a MIG profile, such as 1g.10gb",
+                        "type": "string",
+                        "pattern": r"^[1-8]g\.[0-9]+gb(\+[a-z.]+)*$(?!\n)",
+                    },
+                    "minItems": 1,
+                },
+            ],
+        },
+        "compute_mode": {"enum": ["default", "exclusive-process", "prohibited"]},
+        "nvlinks": {**_LIMIT, "description": "at least so many NVLinks of each GPU are up"},
+        "temperature": {**_LIMIT, "description": "degrees Celsius, at most; else the card's own limit"},
+        "retired_pages": {**_LIMIT, "description": f"at most; {health.RETIRED_PAGES} if left out"},
+        "ecc_errors": {**_LIMIT, "description": "uncorrectable errors in the card's whole life, at most"},
+        "pcie_width": {"description": "lanes, at least; else what card and slot can", "enum": [1, 2, 4, 8, 16, 32]},
+        "ignored_xids": {"description": "Xids that are no finding here", "type": "array", "items": {"type": "integer"}},
+        "installer": {**_PATH, "description": "the NVIDIA-Linux-*.run that the cluster installs from"},
+        "makefile": {**_PATH, "description": "OpenKasugai's Makefile, which names NVIDIA_DRIVER_FILE"},
+    },
+    "additionalProperties": False,
+    "minProperties": 1,
+    "dependentRequired": {"makefile": ["installer"]},
+}
+
+LOADED, UNLOADED, VFIO = "loaded", "unloaded", "vfio-pci"
+ANSWERS = "answers"
+FALLEN = "reads all ones"
+NVML_S = 20.0  # seconds; below the deadline of all checks, so that the rest of this one is told
+_MODPROBE = "/etc/modprobe.d/hostprep-gpu.conf"
+_MODULES_LOAD = "/etc/modules-load.d/hostprep-gpu.conf"
+_CONTROL = "/dev/nvidiactl"
+_PERSISTENCED = "nvidia-persistenced.service"
+# The order in which they are made: instances need MIG mode.
+_MODES = ("persistence", "ecc", "mig", "mig-devices", "compute-mode")
+_RECORDED = ("persistence", "compute-mode", "mig", "mig-devices")
+_DEFAULTS: Mapping[str, Value] = {"persistence": False, "compute-mode": "default", "mig": False, "mig-devices": ()}
+_KEEPS_MIG = ("ampere",)  # in its InfoROM; from Hopper on it is lost (MIG User Guide, Deployment Considerations)
+
+
+# -- looking --------------------------------------------------------------------------------------
+
+
+def asked(want: Section, keys: Iterable[str]) -> Sequence[str]:
+    section = want if isinstance(want, dict) else {}
+    named = [f"{name}{section[name]}" for name in ("installer", "makefile") if name in section]
+    return list(dict.fromkeys([*named, *(key for key in keys if key.startswith(("installer/", "makefile/")))]))
+
+
+def inspect(host: Host, names: Sequence[str] = ()) -> Facts:
+    facts: dict[str, Fact] = {name: Fact.fixed(attempt(_file, host, name)) for name in names}
+    gpus = attempt(devices.gpus, host)
+    if isinstance(gpus, Unknown):
+        return facts | {"*": Fact.fixed(gpus)}
+    modalias = [gpu.modalias for gpu in gpus]
+    now, later = attempt(driver.loaded, host), attempt(driver.later, host, modalias)
+    facts |= _driver(host, now, later)
+    facts |= {key: fact for gpu in gpus for key, fact in _device(gpu, later).items()}
+    if gpus and isinstance(now, tuple) and "nvidia" in now:
+        facts |= _in_use(host, gpus)
+    return facts
+
+
+def _file(host: Host, name: str) -> str | None:
+    kind, _, path = name.partition("/")
+    path = f"/{path}"
+    if kind == "makefile":
+        text = host.read(path)
+        return None if text is None else driver.makefile_version(text, path)
+    size = host.size(path)
+    return (
+        None if size is None else "empty" if size == 0 else driver.installer_version(path) or "no version in its name"
+    )
+
+
+def _driver(host: Host, now: tuple[str, ...] | Unknown, later: tuple[str, ...] | Unknown) -> dict[str, Fact]:
+    """The kernel driver: is it loaded, which of its modules, and which version; now and at the next boot."""
+    return {
+        "driver": Fact(_is_loaded(now), _is_loaded(later)),
+        "modules": Fact(now, later),
+        "driver/version": Fact(attempt(driver.version, host), attempt(_later_version, host, later)),
+        "driver/on-disk": Fact.fixed(attempt(_on_disk, host)),
+        "driver/forbidden": Fact.fixed(attempt(kmod.forbidden_by, host, "nvidia")),
+        "driver/early": Fact.fixed(attempt(driver.early, host)),
+    }
+
+
+def _is_loaded(modules: tuple[str, ...] | Unknown) -> str | Unknown:
+    return modules if isinstance(modules, Unknown) else LOADED if "nvidia" in modules else UNLOADED
+
+
+def _on_disk(host: Host) -> str | None:
+    return driver.version_on_disk(host, host.kernel())
+
+
+def _later_version(host: Host, later: tuple[str, ...] | Unknown) -> str | None:
+    if isinstance(later, Unknown):
+        raise HostError(later.reason)
+    return driver.later_version(host) if "nvidia" in later else None
+
+
+def _device(gpu: devices.Device, later: tuple[str, ...] | Unknown) -> dict[str, Fact]:
+    """One GPU as the bus shows it."""
+    after: Reading = later if isinstance(later, Unknown) else "nvidia" if "nvidia" in later else None
+    bound = gpu.driver or None
+    facts = {
+        "id": Fact.fixed(gpu.vendor_device),
+        "driver": Fact(bound, after if bound == "nvidia" else bound),
+        "names": Fact.fixed(()),
+        "name": Fact.fixed(gpu.name),
+        "bus": Fact.fixed(gpu.answers if isinstance(gpu.answers, Unknown) else ANSWERS if gpu.answers else FALLEN),
+        "pcie-width": Fact.fixed(gpu.width),
+        "pcie-width-max": Fact.fixed(gpu.width_max),
+    }
+    return {f"{gpu.address}/{name}": fact for name, fact in facts.items()}
+
+
+def _in_use(host: Host, gpus: Sequence[devices.Device]) -> dict[str, Fact]:
+    """What a driver that is loaded tells: NVML, the kernel log, who uses it, and the fabric of NVSwitches."""
+    facts = {"users": Fact.fixed(attempt(driver.users, host))}
+    facts |= _xids(host, gpus) | _fabric(host)
+    told = attempt(_ask, host, [gpu.address for gpu in gpus])
+    if isinstance(told, Unknown):
+        return facts | {"nvml": Fact.fixed(told)}
+    facts["nvml"] = Fact.fixed(told.error or ANSWERS)
+    facts["driver/library"] = Fact.fixed(told.library or None)
+    facts["cuda"] = Fact.fixed(told.cuda or None)
+    record = attempt(_record, host)
+    for one in told.gpus:
+        facts |= _told(host, one, record)
+    return facts
+
+
+def _ask(host: Host, addresses: Sequence[str]) -> Nvml:
+    if not host.exists(_CONTROL):
+        raise HostError(
+            f"{_CONTROL}: not there, and asking NVML would make it: a look changes nothing",
+            "Start nvidia-persistenced at boot, or run nvidia-modprobe: either makes it.",
+        )
+    return host.nvml(addresses, NVML_S)
+
+
+def _told(host: Host, gpu: Gpu, record: boot_record.Record | Unknown) -> dict[str, Fact]:
+    """What NVML tells of one GPU. What is read before the GPU is lost counts for nothing."""
+    facts = {f"{gpu.address}/nvml": Fact.fixed(gpu.error or ANSWERS)}
+    if gpu.error:
+        return facts
+    fields = dict(gpu.fields)
+    pending = {"ecc": fields.pop("ecc-pending", None), "mig": fields.pop("mig-pending", None)}
+    name = fields.pop("name", None)
+    facts |= health.facts(gpu.address, fields)
+    if isinstance(name, str):
+        facts[f"{gpu.address}/name"] = Fact.fixed(name)
+    if fields.get("ecc") is not None:
+        facts[f"{gpu.address}/ecc"] = Fact(fields["ecc"], pending["ecc"])
+    lost = [name for name in _RECORDED if name != "mig" or fields.get("architecture") not in _KEEPS_MIG]
+    entry: Unknown | Mapping[str, Any] = record if isinstance(record, Unknown) else record.get(gpu.address, {})
+    for name in lost:
+        if fields.get(name) is not None:
+            facts[f"{gpu.address}/{name}"] = Fact(fields[name], _made_again(host, name, entry))
+    if "mig" not in lost and fields.get("mig") is not None:
+        facts[f"{gpu.address}/mig"] = Fact(fields["mig"], pending["mig"])
+    if not isinstance(entry, Unknown):
+        facts[f"{gpu.address}/recorded"] = Fact.fixed(tuple(name for name in _MODES if name in entry))
+    return facts
+
+
+def _made_again(host: Host, name: str, entry: Mapping[str, Any] | Unknown) -> Reading:
+    """What a mode that is lost at a reboot will be after it."""
+    if isinstance(entry, Unknown):
+        return entry
+    if name in entry:
+        value: Reading = entry[name]
+        return value
+    return attempt(driver.made_persistent, host) if name == "persistence" else _DEFAULTS[name]
+
+
+def _record(host: Host) -> boot_record.Record:
+    """What our boot unit makes; nothing where systemd will not start it."""
+    record = boot_record.read(host, NAME)
+    return record if record and boot_record.effective(host) else {}
+
+
+def _xids(host: Host, gpus: Sequence[devices.Device]) -> dict[str, Fact]:
+    events = attempt(xid.read, host)
+    if isinstance(events, Unknown):
+        return {"xids": Fact.fixed(events)}
+    said: dict[str, tuple[str, ...]] = {gpu.address: () for gpu in gpus}
+    said |= {f"{device}.0": told for device, told in xid.faults(events).items()}
+    return {f"{address}/xids": Fact.fixed(phrases) for address, phrases in said.items()}
+
+
+def _fabric(host: Host) -> dict[str, Fact]:
+    switches = attempt(fabric.switches, host)
+    if isinstance(switches, Unknown):
+        return {"nvswitches": Fact.fixed(switches)}
+    facts = {"nvswitches": Fact.fixed(tuple(switches))}
+    if switches:
+        manager = attempt(fabric.manager, host)
+        known = manager if isinstance(manager, Unknown) else manager.version if manager.running else None
+        facts["fabric-manager"] = Fact.fixed(known)
+    return facts
+
+
+# -- deciding -------------------------------------------------------------------------------------
+
+
+def decide(facts: Facts, want: Section) -> Goals:
+    selected = pci.select(facts, want["cards"]) if "cards" in want else pci.addresses(facts)
+    goals = {"count": _count(facts, want, len(selected))} | _installer(facts, want)
+    wanted = want.get("driver", LOADED)
+    goals |= _kernel_driver(facts, wanted)
+    for address in selected:
+        goals |= _presence(facts, address, want, wanted)
+    if wanted in (UNLOADED, VFIO) or facts.get("nvml", _NOTHING).current != ANSWERS:
+        return goals
+    for address in selected:
+        goals |= _nvml(facts, address)
+        if facts.get(f"{address}/nvml", _NOTHING).current == ANSWERS:
+            goals |= _modes(facts, address, want) | health.goals(facts, address, want)
+    if "cards" not in want:
+        goals |= _elsewhere(facts)
+    return goals | _log(facts, selected, want)
+
+
+_NOTHING = Fact.fixed(None)
+
+
+def _is(value: Value, means: str, fix: str, op: str = "==") -> Desired:
+    """Something that hostprep only looks at."""
+    return Desired(value, op=op, live=False, persist=False, means=means, fix=fix)
+
+
+def _count(facts: Facts, want: Section, found: int) -> Desired:
+    selector = want.get("cards", "10de:*")
+    means = pci.nothing(facts, selector, "GPU") if not found else f"There are {found} GPUs on the PCI bus."
+    fix = "See lspci -nn -d 10de: and the BIOS; a card that is missing is not powered, not seated, or dead."
+    exact = "count" in want
+    goal = _is(want.get("count", 1), means, fix, "==" if exact else ">=")
+    return goal._replace(counted=facts["*"].current if "*" in facts else found)
+
+
+def _presence(facts: Facts, address: str, want: Section, wanted: str) -> dict[str, Desired]:
+    """What the bus tells of one GPU, whatever its driver."""
+    goals = {
+        "bus": _is(ANSWERS, _FALLEN_OFF, "Power the host off and on; if it comes back, the card or its slot fails.")
+    }
+    if "model" in want:
+        goals["model"] = _model(facts, address, want["model"])
+    most = want.get("pcie_width", facts[f"{address}/pcie-width-max"].current)
+    if most is not None and facts[f"{address}/pcie-width"].current is not None:
+        means = "Its PCIe link has lost lanes: card and slot can do more."
+        goals["pcie-width"] = _is(most if isinstance(most, int) else 1, means, _RESEAT, ">=")
+    loaded = wanted == VFIO or facts.get("driver", _NOTHING).current == LOADED
+    goals |= _bound(facts[f"{address}/driver"].current, wanted, loaded)
+    return {f"{address}/{name}": goal for name, goal in goals.items()}
+
+
+_FALLEN_OFF = "It is listed on the bus and does not answer: it has fallen off."
+_RESEAT = "Seat the card anew; look at the slot, the riser and the BIOS."
+
+
+def _model(facts: Facts, address: str, model: str) -> Desired:
+    name, vendor_device = facts[f"{address}/name"].current, str(facts[f"{address}/id"].current)
+    fix = "This profile is for other GPUs."
+    if model.lower() == vendor_device or (isinstance(name, str) and devices.is_called(name, vendor_device, model)):
+        return _is(model, "", fix)._replace(counted=model)
+    if name is None:
+        nameless = Unknown(f"nothing on this host knows the name of {vendor_device}; a profile may name that instead")
+        return _is(model, "", fix)._replace(counted=nameless)
+    return _is(model, f"This GPU is a {name} ({vendor_device}).", fix)._replace(counted=name)
+
+
+_HOLDERS = {
+    "nouveau": (
+        "nouveau, the kernel's own driver, has it, and NVIDIA's cannot take it.",
+        "Write 'blacklist nouveau' to /etc/modprobe.d/nouveau.conf; update-initramfs -u (or dracut -f); reboot.",
+    ),
+    VFIO: (
+        "vfio-pci has it: it is set aside for a virtual machine.",
+        "Take it out of vfio-pci.ids=, /etc/modprobe.d and driver_override; or have the profile say driver: vfio-pci.",
+    ),
+}
+
+
+def _bound(holder: Reading, wanted: str, loaded: bool) -> dict[str, Desired]:
+    """The driver that is bound to a GPU; what the nvidia module does is told once for all GPUs."""
+    name = {UNLOADED: None, VFIO: VFIO}.get(wanted, "nvidia")
+    if (holder is None and (wanted == UNLOADED or not loaded)) or (wanted == UNLOADED and holder == "nvidia"):
+        return {}
+    means, fix = _HOLDERS.get(
+        str(holder),
+        ("No driver is bound to it.", "See dmesg: does this driver support this card?")
+        if holder is None
+        else (f"{holder} has it.", "Unbind it from that driver."),
+    )
+    return {"driver": _is(name, means, fix)}
+
+
+def _kernel_driver(facts: Facts, wanted: str) -> dict[str, Desired]:
+    if wanted == VFIO:
+        return {}
+    if wanted == UNLOADED:
+        return {"modules": _unloaded(facts)}
+    goals = {"driver": _loaded(facts)}
+    if facts.get("driver", _NOTHING).current != LOADED:
+        return goals
+    if wanted != LOADED:
+        goals["driver/version"] = _version(wanted)
+    return goals | _answering(facts) | _manager(facts)
+
+
+def _unloaded(facts: Facts) -> Desired:
+    early = facts["driver/early"].current if "driver/early" in facts else None
+    named = f"the initramfs loads it ({early})" if early else ""
+    return Desired(
+        (),
+        refused_now=_used(facts),
+        refused_next=named,
+        means=f"NVIDIA's driver is in this kernel. {_sentence(_used(facts))}".strip(),
+        fix="Take it out of there, and run update-initramfs -u (or dracut -f)."
+        if named
+        else "Stop what uses the GPUs.",
+    )
+
+
+def _sentence(phrase: str) -> str:
+    return f"{phrase[0].upper()}{phrase[1:]}." if phrase else ""
+
+
+def _used(facts: Facts) -> str:
+    """Why the driver must not be taken from the GPUs."""
+    users = facts["users"].current if "users" in facts else ()
+    if isinstance(users, Unknown):
+        return f"who uses the GPUs cannot be told: {users.reason}"
+    return f"in use by {'; '.join(users)}" if isinstance(users, tuple) and users else ""
+
+
+def _loaded(facts: Facts) -> Desired:
+    found, forbidden = (facts.get(f"driver/{name}", _NOTHING).current for name in ("on-disk", "forbidden"))
+    goal = Desired(LOADED, means="NVIDIA's driver is not loaded.")
+    if found is None or isinstance(found, Unknown):
+        why = found.reason if isinstance(found, Unknown) else "there is no nvidia module for this kernel"
+        return goal._replace(
+            refused_now=why,
+            refused_next=why,
+            means=f"NVIDIA's driver is not loaded: {why}.",
+            fix="Install NVIDIA's driver; after a new kernel: dkms autoinstall.",
+        )
+    if forbidden and forbidden != _MODPROBE:
+        why = forbidden.reason if isinstance(forbidden, Unknown) else f"{forbidden} forbids it"
+        return goal._replace(refused_now=why, refused_next=why, fix=f"Take nvidia out of {forbidden}, and apply again.")
+    return goal
+
+
+def _version(wanted: str) -> Desired:
+    version = wanted.removeprefix(">=").strip()
+    fix = f"Install version {version}{' or later' if wanted != version else ''} of NVIDIA's driver, and reboot."
+    return _is(version, "", fix, ">=" if wanted.startswith(">=") else "==")
+
+
+def _answering(facts: Facts) -> dict[str, Desired]:
+    """Does NVML answer, and is its library that of the kernel module?"""
+    error = facts.get("nvml", _NOTHING).current
+    means, fix = _NVML_ERRORS.get(str(error), (f"NVML says {error}.", "See dmesg, and run nvidia-smi."))
+    goals = {"nvml": _is(ANSWERS, means, fix)}
+    library = facts.get("driver/library", _NOTHING).current
+    if not isinstance(library, str):
+        return goals
+    now, later = facts["driver/version"]
+    live = facts.get("driver/on-disk", _NOTHING).current == library
+    goals["driver/in-step"] = Desired(
+        library,
+        of="driver/version",
+        live=False,
+        persist=False,
+        refused_now=f"the library is {library}; to load the module anew needs GPUs that nothing uses" if live else "",
+        means=f"The kernel module is {now}, and the library {library}; the next boot loads {later}.",
+        fix="Reboot this host, or load the module anew."
+        if later == library
+        else "Install the module and the library of one version (dkms status), and reboot.",
+    )
+    return goals
+
+
+_NVML_ERRORS = {
+    "LIB_RM_VERSION_MISMATCH": (
+        "NVML's library and the kernel module are of different versions: the driver was upgraded under way.",
+        "Reboot this host, or unload and load the nvidia modules (modprobe -r, modprobe).",
+    ),
+    "LIBRARY_NOT_FOUND": (
+        "The kernel module is loaded, and NVIDIA's library (libnvidia-ml.so.1) is not installed.",
+        "Install the library of the same version as the module.",
+    ),
+    "DRIVER_NOT_LOADED": (
+        "The nvidia module is loaded, and NVML cannot talk to it.",
+        "See dmesg for NVRM; reboot this host.",
+    ),
+    "NO_PERMISSION": ("NVML may not be asked: /dev/nvidia* are not open to us.", "Run hostprep as root."),
+}
+
+
+def _manager(facts: Facts) -> dict[str, Desired]:
+    """Where there are NVSwitches, GPUs cannot be used without a fabric manager of the driver's own version."""
+    switches = facts.get("nvswitches", _NOTHING).current
+    if isinstance(switches, Unknown):
+        return {"nvswitches": _is((), "", "")}
+    if not switches:
+        return {}
+    running, version = facts["fabric-manager"].current, facts["driver/version"].current
+    means = (
+        "This host has NVSwitches, and no fabric manager runs."
+        if running is None
+        else f"The fabric manager is {running}, and the driver {version}: it refuses to work with another."
+    )
+    fix = f"Install nvidia-fabricmanager {version}, and systemctl enable --now nvidia-fabricmanager."
+    return {"fabric-manager": _is(version if isinstance(version, str) else "", means, fix)}
+
+
+def _nvml(facts: Facts, address: str) -> dict[str, Desired]:
+    """What NVML and the kernel log say of a GPU that is on the bus."""
+    error = str(facts.get(f"{address}/nvml", _NOTHING).current or "NOT_FOUND")
+    means = {
+        "NOT_FOUND": "It is on the PCI bus, and NVML does not list it: the driver could not start it.",
+        "GPU_IS_LOST": "NVML has lost it: it has fallen off the bus or does not answer.",
+        "NO_PERMISSION": "NVML may not be asked about it: a container that was not given it?",
+    }.get(error, f"NVML says {error} of it.")
+    fix = "See dmesg for NVRM and Xid; reset it or reboot, and if it comes back have the card looked at."
+    return {f"{address}/nvml": _is(ANSWERS, means, fix)}
+
+
+def _modes(facts: Facts, address: str, want: Section) -> dict[str, Desired]:
+    """Modes of a GPU; one that its model does not have is told, since the profile asks for it."""
+    goals: dict[str, Desired] = {}
+    busy = _processes(facts, address)
+    if "persistence" in want:
+        goals["persistence"] = Desired(want["persistence"])
+    if "ecc" in want:
+        goals["ecc"] = Desired(want["ecc"], live=False)
+    if "compute_mode" in want:
+        goals["compute-mode"] = Desired(want["compute_mode"])
+    if "mig" in want:
+        goals["mig"] = Desired(want["mig"] is not False, refused_now=busy)
+    if isinstance(want.get("mig"), list):
+        goals["mig-devices"] = _instances(facts, address, tuple(sorted(want["mig"])), busy)
+    for name in goals:
+        if facts.get(f"{address}/{name}", _NOTHING).current is None:
+            model = facts.get(f"{address}/name", _NOTHING).current
+            none = f"This GPU has no {name} to set ({model})."
+            goals[name] = _is(goals[name].value, none, "Take it out of this profile.")
+    return {f"{address}/{name}": goal for name, goal in goals.items()}
+
+
+def _processes(facts: Facts, address: str) -> str:
+    pids = facts.get(f"{address}/processes", _NOTHING).current
+    if isinstance(pids, Unknown):
+        return f"which processes run on it cannot be told: {pids.reason}"
+    return f"processes run on it: {', '.join(pids)}" if isinstance(pids, tuple) and pids else ""
+
+
+def _instances(facts: Facts, address: str, wanted: tuple[str, ...], busy: str) -> Desired:
+    there = facts.get(f"{address}/mig-devices", _NOTHING).current
+    others = (
+        f"it has {', '.join(there)}, and to destroy those is for whoever made them"
+        if there and isinstance(there, tuple)
+        else ""
+    )
+    on = facts.get(f"{address}/mig", _NOTHING).current is True
+    off = "" if on else "they are made once MIG mode is on"
+    return Desired(
+        wanted,
+        refused_now=busy or others or off,
+        fix=f"nvidia-smi mig -dci -i {address}, nvidia-smi mig -dgi -i {address}, then apply again.",
+    )
+
+
+def _elsewhere(facts: Facts) -> dict[str, Desired]:
+    """What NVML or the kernel log tell of that is no GPU on the bus any more."""
+    known = set(pci.addresses(facts))
+    gone = [key.partition("/")[0] for key in facts if key.endswith("/nvml") and key.partition("/")[0] not in known]
+    means = "NVML lists it, and the PCI bus does not: it was removed or has fallen off."
+    return {f"{address}/bus": _is(ANSWERS, means, "Reboot this host.") for address in gone}
+
+
+def _log(facts: Facts, selected: Sequence[str], want: Section) -> dict[str, Desired]:
+    """The kernel log since boot: what a GPU or an NVSwitch has said of itself, and is no fault of an application."""
+    if "xids" in facts:
+        return {"xids": _is((), "", "Run hostprep as root, or give the kernel log more room: log_buf_len=.")}
+    others = set(pci.addresses(facts)) - set(selected)
+    told = {key: fact.current for key, fact in facts.items() if key.endswith("/xids")}
+    goals = {f"{address}/xids": _is((), "", "") for address in selected}
+    for key, said in told.items():
+        if key.removesuffix("/xids") in others or not isinstance(said, tuple):
+            continue
+        left = tuple(phrase for phrase in said if xid.number_of(phrase) not in want.get("ignored_xids", ()))
+        fix = xid.meaning(xid.number_of(left[0])).fix if left else ""
+        goals[key] = _is((), f"In the kernel log since boot: Xid {'; '.join(left)}.", fix)._replace(counted=left)
+    return goals
+
+
+def _installer(facts: Facts, want: Section) -> dict[str, Desired]:
+    """K15: the file that the driver is installed from is named for the version that is meant."""
+    if "installer" not in want:
+        return {}
+    path = want["installer"]
+    found = facts.get(f"installer{path}", _NOTHING).current
+    version = found if isinstance(found, str) and found[:1].isdigit() else ""
+    wrong = f"{path} is not there." if found is None else "" if version else f"{path}: {found}."
+    goals: dict[str, Desired] = {}
+    if "makefile" in want:
+        makes = facts.get(f"makefile{want['makefile']}", _NOTHING).current
+        means = wrong or f"{want['makefile']} names {makes or 'none, for it is not there'}; the file is {found}."
+        goal = _is(makes if isinstance(makes, str) else "a version", means, _INSTALLER)
+        goals["installer/makefile"] = goal._replace(counted=makes if isinstance(makes, Unknown) else found)
+    running = facts.get("driver/version", _NOTHING).current
+    if isinstance(running, str):
+        means = wrong or f"The driver that runs here is {running}; the file is {found}."
+        goals["installer/driver"] = _is(running, means, _INSTALLER)._replace(counted=found)
+    return goals or {"installer": _is(version or "a version", wrong, _INSTALLER)._replace(counted=found)}
+
+
+_INSTALLER = "Put the file there whose name has the right version, or mend what names it."
+
+
+# -- changing -------------------------------------------------------------------------------------
+
+
+def disrupts(facts: Facts, change: Change) -> str:
+    """Who would lose a GPU: whoever uses it when the driver goes, or what runs on it when MIG changes."""
+    address, _, name = change.key.rpartition("/")
+    if change.key == "modules" or (change.key == "driver" and change.after == UNLOADED):
+        return _used(facts) if change.after != LOADED else ""
+    return _processes(facts, address) if name in ("mig", "mig-devices") else ""
+
+
+def at_boot(facts: Facts) -> Sequence[Change]:
+    """What our boot unit makes again: what the record says and is not so."""
+    changes = []
+    for key, fact in facts.items():
+        address, _, name = key.rpartition("/")
+        recorded = facts.get(f"{address}/recorded", _NOTHING).current
+        if name not in _RECORDED or not isinstance(recorded, tuple) or name not in recorded:
+            continue
+        now, later = fact
+        if now != later and not isinstance(now, Unknown) and not isinstance(later, Unknown):
+            changes.append(Change(NAME, key, Facet.CURRENT, now, later))
+    return changes
+
+
+def apply(host: Host, changes: Sequence[Change]) -> None:
+    modes = [change for change in changes if change.key not in ("modules", "driver")]
+    for change in changes:
+        if change not in modes:
+            (_load if change.facet is Facet.CURRENT else _persist)(host, change)
+    modes.sort(key=lambda change: _MODES.index(change.key.rpartition("/")[2]))
+    if modes and modes[0].facet is Facet.NEXT_BOOT:
+        _keep(host, modes)
+        return
+    for change in modes:
+        address, _, name = change.key.rpartition("/")
+        if name == "mig-devices" and change.after and not _has_mig(host, address):
+            continue  # MIG mode waits for a reboot, and instances with it
+        host.set_gpu(address, "instances" if name == "mig-devices" else name, change.after)
+
+
+def _has_mig(host: Host, address: str) -> bool:
+    return host.rehearsing or any(gpu.fields.get("mig") is True for gpu in host.nvml([address]).gpus)
+
+
+def _load(host: Host, change: Change) -> None:
+    """Put modules into the running kernel, or take them out."""
+    before = _names(change.before)
+    after = _names(change.after)
+    if gone := [name for name in before if name not in after]:
+        kmod.unload(host, gone)
+    if new := [name for name in after if name not in before]:
+        kmod.load(host, new)
+
+
+def _names(value: Value) -> tuple[str, ...]:
+    """The modules that a value of `modules` or `driver` stands for."""
+    return value if isinstance(value, tuple) else ("nvidia",) if value == LOADED else ()
+
+
+def _persist(host: Host, change: Change) -> None:
+    """Have the next boot load the driver, or not, by one file of our own for each."""
+    wanted = bool(_names(change.after))
+    ours = host.read(_MODPROBE) is not None
+    host.replace(_MODPROBE, None if wanted else driver.forbidding())
+    if wanted and not ours:
+        host.replace(_MODULES_LOAD, "# Written by hostprep apply; hostprep revert takes it away.\nnvidia\n")
+    elif not wanted:
+        host.replace(_MODULES_LOAD, None)
+
+
+def _keep(host: Host, changes: Sequence[Change]) -> None:
+    """What the card keeps goes into the card, and the rest into the record of our boot unit."""
+    record: dict[str, dict[str, Any]] = {a: dict(entry) for a, entry in boot_record.read(host, NAME).items()}
+    for change in changes:
+        address, _, name = change.key.rpartition("/")
+        if name == "ecc" or (name == "mig" and _keeps_mig(host, address)):
+            host.set_gpu(address, name, change.after)
+            continue
+        entry = record.setdefault(address, {"id": pci.vendor_device(host, address)})
+        entry.pop(name, None)
+        if change.after != _DEFAULTS[name]:
+            entry[name] = change.after
+    kept = {address: entry for address, entry in record.items() if len(entry) > 1}
+    if kept != boot_record.read(host, NAME):
+        boot_record.put(host, NAME, kept)
+
+
+def _keeps_mig(host: Host, address: str) -> bool:
+    return any(gpu.fields.get("architecture") in _KEEPS_MIG for gpu in host.nvml([address]).gpus)

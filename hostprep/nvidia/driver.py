@@ -1,0 +1,156 @@
+"""NVIDIA's kernel driver: its modules, who uses the GPUs through it, and what makes the next boot load it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from hostprep import kmod, pci
+from hostprep.errors import HostError
+from hostprep.host import Host
+from hostprep.nvidia import devices
+
+MAIN = "nvidia"
+# The driver's own, what comes beside it (GPUDirect, vGPU), and GDRCopy's.
+MODULES = (
+    *(MAIN, "nvidia_modeset", "nvidia_drm", "nvidia_uvm", "nvidia_peermem", "nvidia_fs", "nvidia_vgpu_vfio"),
+    *("gdrdrv", "nv_peer_mem"),
+)
+_PERSISTENCED = "nvidia-persistenced.service"
+_UNITS = tuple(f"{folder}/systemd/system" for folder in ("/etc", "/usr/local/lib", "/usr/lib", "/lib"))
+_INSTALLER = re.compile(r"NVIDIA-Linux-\w+-(\d+(?:\.\d+)+)(?:-[\w-]+)?\.run")
+_ASSIGNMENT = re.compile(r"^(?:export |override )?\s*NVIDIA_DRIVER_FILE\s*(\?=|::?:?=|=)\s*(.*?)\s*(?:#.*)?$")
+
+
+def loaded(host: Host) -> tuple[str, ...]:
+    """The modules of the driver that are in the kernel."""
+    return _ours(kmod.modules(host))
+
+
+def later(host: Host, modaliases: Iterable[str]) -> tuple[str, ...]:
+    """The modules of the driver that the next boot loads by itself. HostError where that cannot be told.
+
+    What is loaded for want of it later (nvidia_uvm by the first user of CUDA) is not followed: it needs nvidia.
+    """
+    kernels = kmod.next_kernels(host, host.kernel())
+    found = {kernel: kmod.file_of(host, kernel, MAIN) if _has_modules(host, kernel) else None for kernel in kernels}
+    if not any(found.values()):
+        return ()
+    if without := [kernel for kernel, file in found.items() if file is None]:
+        raise HostError(f"which kernel boots next cannot be told, and {', '.join(without)} has no nvidia module")
+    return _ours(kmod.come_back(host, (), kmod.autoloaded(host, kernels[0], modaliases)))
+
+
+def _has_modules(host: Host, kernel: str) -> bool:
+    return host.exists(f"/lib/modules/{kernel}/modules.dep")
+
+
+def _ours(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(names) & set(MODULES)))
+
+
+def early(host: Host) -> str:
+    """What has the initramfs load the driver, which no blacklist stops; empty if nothing does."""
+    return ", ".join(_ours(kmod.early(host)))
+
+
+def forbidding() -> str:
+    """A file of modprobe.d that keeps the driver out of the kernel.
+
+    A blacklist alone is for udev; services and container engines load it by name, through nvidia-modprobe.
+    """
+    lines = [line for name in MODULES for line in (f"blacklist {name}", f"install {name} /bin/false")]
+    return "\n".join(["# Written by hostprep apply; hostprep revert takes it away.", *lines, ""])
+
+
+def version(host: Host) -> str | None:
+    """The version of the driver that is in the kernel."""
+    if (told := host.read(f"/sys/module/{MAIN}/version")) is not None:
+        return told
+    said = re.search(
+        r"^NVRM version:.*?Module[^\n]*?\s(\d+(?:\.\d+)+)\s", host.read("/proc/driver/nvidia/version") or "", re.M
+    )
+    return said[1] if said else None
+
+
+def version_on_disk(host: Host, kernel: str) -> str | None:
+    """The version of the module that modprobe finds for a kernel; None where there is none."""
+    if not _has_modules(host, kernel) or kmod.file_of(host, kernel, MAIN) is None:
+        return None
+    said = host.run("modinfo", "-k", kernel, "-F", "version", MAIN).split()
+    if not said:
+        raise HostError(f"modinfo -k {kernel} {MAIN}: tells no version")
+    return said[0]
+
+
+def later_version(host: Host) -> str | None:
+    """The version that the next boot would load; HostError where the kernels that may boot have several."""
+    found = {kernel: version_on_disk(host, kernel) for kernel in kmod.next_kernels(host, host.kernel())}
+    if len(set(found.values())) > 1:
+        each = ", ".join(f"{kernel}: {told or 'none'}" for kernel, told in found.items())
+        raise HostError(f"which kernel boots next cannot be told, and their drivers differ ({each})")
+    return next(iter(found.values()), None)
+
+
+# -- who uses it ----------------------------------------------------------------------------------
+
+
+def users(host: Host) -> tuple[str, ...]:
+    """Who uses the GPUs, each in a phrase that names it. HostError where that cannot be told.
+
+    The kernel's own counts are a second witness: what it counts and no process explains (a console, a display server
+    in another PID namespace) is told too.
+    """
+    modules = kmod.modules(host)
+    if MAIN not in modules:
+        return ()
+    opened = host.open_files(["/dev/nvidia", *_drm_nodes(host)])
+    found = dict.fromkeys(str(who) for processes in opened.values() for who in processes)
+    phrases = [f"{who} ({', '.join(p for p, w in opened.items() if who in map(str, w))})" for who in found]
+    if not phrases:
+        for name in _ours(modules):
+            if more := modules[name].references - len(modules[name].users):
+                phrases.append(f"{name}, which the kernel counts {more} more users of (a console, a display?)")
+    return tuple(phrases)
+
+
+def _drm_nodes(host: Host) -> list[str]:
+    """The /dev/dri nodes of NVIDIA's GPUs."""
+    ours = {gpu.address for gpu in devices.gpus(host)}
+    cards = pci.children(host, "/sys/class/drm")
+    return [f"/dev/dri/{name}" for address in sorted(ours) for name in cards.get(address, ()) if "-" not in name]
+
+
+def made_persistent(host: Host) -> bool:
+    """Does nvidia-persistenced start at boot, and in the mode that it is there for? nvidia-persistenced(1)"""
+    if not any(host.link(link) != "/dev/null" for link in host.glob(f"{_UNITS[0]}/*.wants/{_PERSISTENCED}")):
+        return False
+    files = [path for folder in _UNITS if host.exists(path := f"{folder}/{_PERSISTENCED}")][:1]
+    files += [path for folder in _UNITS for path in host.glob(f"{folder}/{_PERSISTENCED}.d/*.conf")]
+    starts = [line for path in files for line in re.findall(r"^ExecStart=(.+)$", host.read(path) or "", re.M)]
+    return bool(starts) and "--no-persistence-mode" not in starts[-1]
+
+
+# -- the installer --------------------------------------------------------------------------------
+
+
+def installer_version(path: str) -> str | None:
+    """The version that an installer is named for: NVIDIA-Linux-x86_64-550.90.12.run; None for another name."""
+    found = _INSTALLER.fullmatch(path.rpartition("/")[2])
+    return found[1] if found else None
+
+
+def makefile_version(text: str, path: str) -> str:
+    """The version of the installer that a Makefile names as NVIDIA_DRIVER_FILE: the last assignment, as make has it.
+
+    HostError, with the line, when it is no plain name.
+    """
+    value, at = None, 0
+    for number, line in enumerate(text.splitlines(), 1):
+        if (found := _ASSIGNMENT.match(line)) and not (found[1] == "?=" and value is not None):
+            value, at = found[2], number
+    if value is None:
+        raise HostError(f"{path}: names no NVIDIA_DRIVER_FILE")
+    if (named := installer_version(value)) is None:
+        raise HostError(f"{path}:{at}: NVIDIA_DRIVER_FILE is {value!r}, which names no NVIDIA-Linux-*-VERSION.run")
+    return named
