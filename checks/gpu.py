@@ -24,7 +24,7 @@ would load the one and make the other; and in a child process with a deadline of
 stuck is a finding. A field that a model does not have is no fault.
 
 unloaded: none of NVIDIA's modules is in the kernel. Next boot: none is named in modules-load.d, /etc/modules or the
-initramfs, and none is loaded by udev for the card; /etc/modprobe.d/hostprep-gpu.conf is what apply writes. Unloading
+initramfs, and none is loaded by udev for the card; /etc/modprobe.d/00-hostprep-gpu.conf is what apply writes. Unloading
 goes in order of dependency, and is refused, with the holder's name, while something uses a GPU.
 
 loaded: `driver/in-step` is the library (libnvidia-ml) against the kernel module. After an upgrade they differ, and
@@ -113,7 +113,7 @@ LOADED, UNLOADED, VFIO = "loaded", "unloaded", "vfio-pci"
 ANSWERS = "answers"
 FALLEN = "reads all ones"
 NVML_S = 20.0  # seconds; below the deadline of all checks, so that the rest of this one is told
-_MODPROBE = "/etc/modprobe.d/hostprep-gpu.conf"
+_MODPROBE = "/etc/modprobe.d/00-hostprep-gpu.conf"  # of several files the first decides
 _MODULES_LOAD = "/etc/modules-load.d/hostprep-gpu.conf"
 _CONTROL = "/dev/nvidiactl"
 _PERSISTENCED = "nvidia-persistenced.service"

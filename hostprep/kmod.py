@@ -23,7 +23,8 @@ _MODULES = "/lib/modules"
 _LOAD_S = 120.0  # seconds; a GPU driver brings up every card while it is loaded
 # `blacklist` is for loading by alias, and systemd-modules-load keeps to it; `install` is for loading by name as well.
 _BLACKLIST = re.compile(r"^\s*blacklist\s+(\S+)\s*$", re.M)
-_NEVER = re.compile(r"^\s*install\s+(\S+)\s+(?:/usr)?/bin/(?:true|false)\s*$", re.M)
+_INSTALL = re.compile(r"^\s*install\s+(\S+)\s+(.*?)\s*$", re.M)
+_NEVER = re.compile(r"(?:/usr)?/bin/(?:true|false)")
 
 
 class Module(NamedTuple):
@@ -95,9 +96,21 @@ def forbidden(host: Host) -> dict[str, str]:
     """Modules that no boot loads for a device or because they are named: by which file or kernel argument."""
     found = {name: f"{key}=" for key, names in _arguments(host) if key.endswith("blacklist") for name in names}
     for path, text in _config(host, "modprobe.d"):
-        for name in (*_BLACKLIST.findall(text), *_NEVER.findall(text)):
+        for name in _BLACKLIST.findall(text):
             found.setdefault(module(name), path)
-    return found
+    return never(host) | found
+
+
+def never(host: Host) -> dict[str, str]:
+    """Modules that modprobe does not load even when it is told to: by which file.
+
+    Of several `install` lines for a module the first counts, in the order of the files' names (seen with kmod 30).
+    """
+    first: dict[str, tuple[str, str]] = {}
+    for path, text in _config(host, "modprobe.d"):
+        for name, command in _INSTALL.findall(text):
+            first.setdefault(module(name), (path, command))
+    return {name: path for name, (path, command) in first.items() if _NEVER.fullmatch(command)}
 
 
 def forbidden_by(host: Host, name: str) -> str:

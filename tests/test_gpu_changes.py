@@ -58,7 +58,7 @@ def test_unloading_goes_in_order_and_stays_over_a_reboot(node: FakeHost, kernel:
     assert changed_by(node)[-1] == "rmmod nvidia"
     assert sorted(changed_by(node)) == ["rmmod nvidia", "rmmod nvidia_modeset", "rmmod nvidia_uvm"]
     assert set(statuses(node, UNLOADED).values()) == {"pass"}
-    assert "install nvidia /bin/false" in (node.read("/etc/modprobe.d/hostprep-gpu.conf") or "")
+    assert "install nvidia /bin/false" in (node.read("/etc/modprobe.d/00-hostprep-gpu.conf") or "")
 
 
 def test_apply_again_changes_nothing(node: FakeHost, kernel: Kernel, journal: Journal) -> None:
@@ -96,7 +96,7 @@ def test_what_uses_a_gpu_is_named_and_keeps_it(
     assert says in found.message
     apply(node, UNLOADED, journal)
     assert changed_by(node) == []
-    assert node.snapshot().keys() - before.keys() <= {"/etc/modprobe.d/hostprep-gpu.conf"}
+    assert node.snapshot().keys() - before.keys() <= {"/etc/modprobe.d/00-hostprep-gpu.conf"}
 
 
 def test_a_use_that_no_process_explains_is_told_by_the_kernels_count(node: FakeHost, kernel: Kernel) -> None:
@@ -128,7 +128,19 @@ def test_a_refusal_in_the_middle_loads_again_what_was_unloaded(
     performer = apply(node, UNLOADED, journal)
     assert "Module nvidia is in use" in performer.failures[0].reason
     assert set(kernel.loaded) == before
-    assert node.read("/etc/modprobe.d/hostprep-gpu.conf") is None
+    assert node.read("/etc/modprobe.d/00-hostprep-gpu.conf") is None
+
+
+def test_a_service_loads_it_in_spite_of_a_blacklist(make_host: MakeHost, journal: Journal) -> None:
+    """nvidia-persistenced has nvidia-modprobe load it by name; and ours comes before Debian's own install line."""
+    unit = "nvidia-persistenced.service"
+    debians = {"/etc/modprobe.d/nvidia.conf": "blacklist nvidia\ninstall nvidia modprobe -i nvidia-current\n"}
+    enabled = {f"/etc/systemd/system/multi-user.target.wants/{unit}": f"-> /usr/lib/systemd/system/{unit}"}
+    host = make_host({**debian(), **gpu_files(driver=""), **installed(), **debians, **enabled})
+    Kernel(host, loaded=())
+    assert statuses(host, UNLOADED)["gpu/modules"] == "volatile"
+    assert apply(host, UNLOADED, journal).failures == []
+    assert statuses(host, UNLOADED)["gpu/modules"] == "pass"
 
 
 def test_a_module_that_the_initramfs_loads_is_not_kept_out_by_a_blacklist(
@@ -138,7 +150,7 @@ def test_a_module_that_the_initramfs_loads_is_not_kept_out_by_a_blacklist(
     apply(node, UNLOADED, journal)
     found = findings(node, UNLOADED)["gpu/modules"]
     assert found.status.value == "volatile"
-    assert node.read("/etc/modprobe.d/hostprep-gpu.conf") is None
+    assert node.read("/etc/modprobe.d/00-hostprep-gpu.conf") is None
 
 
 def test_the_driver_is_loaded_where_it_is_wanted(make_host: MakeHost, journal: Journal) -> None:

@@ -17,6 +17,14 @@ MODULES = (
     *("gdrdrv", "nv_peer_mem"),
 )
 _PERSISTENCED = "nvidia-persistenced.service"
+# They load the driver by its name, through nvidia-modprobe, which a blacklist does not stop.
+_LOADERS = (
+    _PERSISTENCED,
+    "nvidia-fabricmanager.service",
+    "nvidia-powerd.service",
+    "dcgm.service",
+    "nvidia-dcgm.service",
+)
 _UNITS = tuple(f"{folder}/systemd/system" for folder in ("/etc", "/usr/local/lib", "/usr/lib", "/lib"))
 _INSTALLER = re.compile(r"NVIDIA-Linux-\w+-(\d+(?:\.\d+)+)(?:-[\w-]+)?\.run")
 _ASSIGNMENT = re.compile(r"^(?:export |override )?\s*NVIDIA_DRIVER_FILE\s*(\?=|::?:?=|=)\s*(.*?)\s*(?:#.*)?$")
@@ -38,7 +46,10 @@ def later(host: Host, modaliases: Iterable[str]) -> tuple[str, ...]:
         return ()
     if without := [kernel for kernel, file in found.items() if file is None]:
         raise HostError(f"which kernel boots next cannot be told, and {', '.join(without)} has no nvidia module")
-    return _ours(kmod.come_back(host, (), kmod.autoloaded(host, kernels[0], modaliases)))
+    coming = kmod.come_back(host, (), kmod.autoloaded(host, kernels[0], modaliases))
+    if any(_starts_at_boot(host, unit) for unit in _LOADERS) and MAIN not in kmod.never(host):
+        coming.add(MAIN)
+    return _ours(coming)
 
 
 def _has_modules(host: Host, kernel: str) -> bool:
@@ -123,12 +134,18 @@ def _drm_nodes(host: Host) -> list[str]:
 
 def made_persistent(host: Host) -> bool:
     """Does nvidia-persistenced start at boot, and in the mode that it is there for? nvidia-persistenced(1)"""
-    if not any(host.link(link) != "/dev/null" for link in host.glob(f"{_UNITS[0]}/*.wants/{_PERSISTENCED}")):
+    if not _starts_at_boot(host, _PERSISTENCED):
         return False
     files = [path for folder in _UNITS if host.exists(path := f"{folder}/{_PERSISTENCED}")][:1]
     files += [path for folder in _UNITS for path in host.glob(f"{folder}/{_PERSISTENCED}.d/*.conf")]
     starts = [line for path in files for line in re.findall(r"^ExecStart=(.+)$", host.read(path) or "", re.M)]
     return bool(starts) and "--no-persistence-mode" not in starts[-1]
+
+
+def _starts_at_boot(host: Host, unit: str) -> bool:
+    """Is a unit enabled, and not masked?"""
+    masked = host.link(f"{_UNITS[0]}/{unit}") == "/dev/null"
+    return not masked and any(host.link(link) != "/dev/null" for link in host.glob(f"{_UNITS[0]}/*.wants/{unit}"))
 
 
 # -- the installer --------------------------------------------------------------------------------
