@@ -47,7 +47,7 @@ class Anything(dict[str, Answer]):
 def machine() -> dict[str, str]:
     """A small Debian machine with a network card that has SR-IOV, and a GPU with its driver."""
     modules = {"/proc/modules": "nvidia 54095872 0 - Live 0x0000000000000000\n"}
-    return {**debian(), **nic(), **gpu_files(), **driver_files(), **modules}
+    return {**debian(), **nic(), **gpu_files(), **driver_files(), **modules, "/usr/bin/nvidia-ctk": ""}
 
 
 def examples(check: Check) -> list[Any]:
