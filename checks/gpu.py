@@ -143,7 +143,8 @@ def inspect(host: Host, names: Sequence[str] = ()) -> Facts:
     facts |= _driver(host, now, later)
     facts |= {key: fact for gpu in gpus for key, fact in _device(gpu, later).items()}
     if gpus and isinstance(now, tuple) and "nvidia" in now:
-        facts |= _in_use(host, gpus)
+        told = _in_use(host, gpus)
+        facts |= {key: fact for key, fact in told.items() if fact.current is not None or key not in facts}
     return facts
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_nvml import nvml_library, with_fleet  # noqa: F401  # fixtures
 from fakes import Answer, FakeHost
 
 from hostprep import engine, registry

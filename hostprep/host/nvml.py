@@ -260,44 +260,48 @@ def _nvlinks(n: Library, handle: Handle) -> tuple[Value, Value]:
     return (tuple(found[True]), tuple(found[False])) if found[True] or found[False] else (None, None)
 
 
-_HEALTH = ("DEGRADED_BW", "ROUTE_RECOVERY", "ROUTE_UNHEALTHY", "ACCESS_TIMEOUT_RECOVERY")
-_HEALTH_PREFIX = "NVML_GPU_FABRIC_HEALTH_MASK_"
-_MISCONFIGURED = f"{_HEALTH_PREFIX}INCORRECT_CONFIGURATION_"
+# nvml.h, NVML_GPU_FABRIC_HEALTH_MASK_*: two bits each, 0 where it does not apply, 1 yes, 2 no; then four bits of
+# what is not configured right. The binding has other widths in 12.570, and lacks the last part.
+_HEALTH = ("degraded-bw", "route-recovery", "route-unhealthy", "access-timeout-recovery")
+_MISCONFIGURED = {
+    2: "incorrect-sysguid",
+    3: "incorrect-chassis-sn",
+    4: "no-partition",
+    5: "insufficient-nvlinks",
+    6: "incompatible-gpu-fw",
+    7: "invalid-location",
+    8: "gpu-state-invalid",
+}
 
 
 def _fabric(n: Library, handle: Handle) -> tuple[Value, Value, Value]:
     """State, status and what is unhealthy. Before R545 nothing was told of health."""
     import ctypes
 
-    info = n.c_nvmlGpuFabricInfo_v2_t()
-    old = n.c_nvmlGpuFabricInfo_t()
+    # nvml.h: nvmlGpuFabricInfo_t has cluster (four words), status, clique and state; _v2_t a version before that, and
+    # the health behind. Not every binding has both.
+    new, old = (ctypes.c_uint32 * 9)(), (ctypes.c_uint32 * 7)()
+    new[0] = ctypes.sizeof(new) | 2 << 24
 
-    def first() -> Any:
+    def ask_new() -> tuple[int, ...]:
+        n.nvmlDeviceGetGpuFabricInfoV(handle, ctypes.byref(new))
+        return new[5], new[7], new[8]
+
+    def ask_old() -> tuple[int, ...]:
         n.nvmlDeviceGetGpuFabricInfo(handle, ctypes.byref(old))
-        return old
+        return old[4], old[6]
 
-    def second() -> Any:
-        n.nvmlDeviceGetGpuFabricInfoV(handle, ctypes.byref(info))
-        return info
-
-    told = _newest(n, second, first)
-    state = _word(n, "NVML_GPU_FABRIC_STATE_", told.state)
-    if told.state == n.NVML_GPU_FABRIC_STATE_NOT_SUPPORTED:
-        return state, None, None
-    return state, int(told.status), None if told is old else _unhealthy(n, info.healthMask)
+    status, state, *health = _newest(n, ask_new, ask_old)
+    word = _word(n, "NVML_GPU_FABRIC_STATE_", state)
+    if state == n.NVML_GPU_FABRIC_STATE_NOT_SUPPORTED:
+        return word, None, None
+    return word, status, _unhealthy(health[0]) if health else None
 
 
-def _unhealthy(n: Library, mask: int) -> tuple[str, ...]:
-    """Each part of the mask tells whether it applies at all, and then yes or no; the last is a reason."""
-
-    def part(name: str) -> int:
-        shift, width = (getattr(n, f"{_HEALTH_PREFIX}{kind}_{name}") for kind in ("SHIFT", "WIDTH"))
-        return int(mask >> shift & width)
-
-    found = [name.lower().replace("_", "-") for name in _HEALTH if part(name) == 1]
-    wrong = part("INCORRECT_CONFIGURATION")
-    harmless = [getattr(n, f"{_MISCONFIGURED}{word}") for word in ("NOT_SUPPORTED", "NONE")]
-    return tuple(found + [_word(n, _MISCONFIGURED, wrong)] * (wrong not in harmless))
+def _unhealthy(mask: int) -> tuple[str, ...]:
+    found = [name for i, name in enumerate(_HEALTH) if mask >> 2 * i & 3 == 1]
+    wrong = mask >> 2 * len(_HEALTH) & 0xF
+    return tuple(found + [_MISCONFIGURED.get(wrong, f"incorrect-configuration-{wrong}")] * (wrong > 1))
 
 
 def _mig_devices(n: Library, handle: Handle) -> tuple[str, ...]:
@@ -330,7 +334,7 @@ def _processes(n: Library, handle: Handle) -> Value:
         except n.NVMLLibraryMismatchError:
             pass
         else:
-            found = (found or set()) | {process.pid for process in listed}
+            found = (found or set()) | {user.pid for user in listed}
     return None if found is None else tuple(str(pid) for pid in sorted(found))
 
 
@@ -492,7 +496,7 @@ def _profiles(n: Library, handle: Handle) -> dict[str, Any]:
             if e.value not in (n.NVML_ERROR_NOT_SUPPORTED, n.NVML_ERROR_INVALID_ARGUMENT):
                 raise HostError(f"nvmlDeviceGetGpuInstanceProfileInfo: {e}") from e
         else:
-            found[info.name.decode().removeprefix("MIG ")] = info
+            found[info.name.removeprefix("MIG ")] = info
     return found
 
 
