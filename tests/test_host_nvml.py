@@ -197,6 +197,13 @@ def test_an_old_driver_has_the_older_functions(with_fleet: WithFleet) -> None:
     assert not [name for name, reading in found.fields.items() if isinstance(reading, Unknown)]
 
 
+def test_a_driver_before_r545_tells_nothing_of_the_fabrics_health(with_fleet: WithFleet) -> None:
+    with_fleet("h100", 535)
+    found = gpu(Host().nvml([A100S[0]]), A100S[0])
+    told = [found.fields[f"fabric-{name}"] for name in ("state", "status", "health")]
+    assert told == ["completed", 0, None]
+
+
 # -- recordings -----------------------------------------------------------------------------------
 
 

@@ -211,3 +211,14 @@ def test_the_clock_is_what_the_kernel_says(clock: bool | HostError, expected: st
     host = make_host(debian())
     host.clock = clock
     assert status(host, {"clock": "synchronised"}) == expected
+
+
+def test_a_forbidden_module_that_udev_will_load_at_the_next_boot_is_found(make_host: MakeHost) -> None:
+    """It is not in the kernel now, since somebody unloaded it; its device has it loaded again at the next boot."""
+    device = "/sys/bus/pci/devices/0000:3b:00.0"
+    alias = {f"{device}/modalias": "pci:v000010DEd000020B2sv000010DEsd00001463bc03sc02i00\n"}
+    listed = {"/lib/modules/6.1.0-26-amd64/modules.alias": "alias pci:v000010DEd*sv*sd*bc03sc*i* nouveau\n"}
+    want = {"system": {"modules": {"forbidden": ["nouveau"]}}}
+    assert statuses(make_host({**debian(), **alias, **listed}), want)["system/module/nouveau"] == "volatile"
+    blacklist = {"/etc/modprobe.d/nouveau.conf": "blacklist nouveau\n"}
+    assert statuses(make_host({**debian(), **alias, **listed, **blacklist}), want)["system/module/nouveau"] == "pass"
