@@ -108,7 +108,7 @@ def _is_named(host: Host, address: str, entry: Mapping[str, Any]) -> bool:
     """
     if all(key in _WITHOUT_INTERFACE or key.endswith("/driver") for key in entry):
         return True
-    if pci.class_code(host, address) >> 16 != pci.NETWORK:
+    if (kind := pci.class_code(host, address)) and kind >> 16 != pci.NETWORK:
         return True
     folder = f"{pci.DEVICES}/{address}/net"
     indexes = [host.read(f"{folder}/{name}/ifindex") for name in host.names(folder)]

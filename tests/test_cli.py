@@ -145,8 +145,8 @@ def test_the_common_path_imports_nothing_dear(tmp_path: Path) -> None:
             )
             for option in ("--profile", "--only", "--allow-disruption", "--output")
         ),
-        (["inspect", "--only", "swop"], 2, "there is no check named 'swop'", "Known: hardware"),
-        (["explain", "swop"], 2, "there is no check named 'swop'", "Known: hardware"),
+        (["inspect", "--only", "swop"], 2, "there is no check named 'swop'", "Known: gpu"),
+        (["explain", "swop"], 2, "there is no check named 'swop'", "Known: gpu"),
         (["profiles", "validate", "nope"], 78, "there is no profile named 'nope'", "A file is given by its path"),
         (["report", "--max-age", "10x"], 2, "'10x' is not a duration: write 90s, 10m", "hostprep report --help"),
         (["schema", "nope"], 2, "'nope' is not one of", "hostprep schema --help"),
