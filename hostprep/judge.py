@@ -168,7 +168,8 @@ def _message(found: Status, fact: Fact, desired: Desired) -> str:
     if found is Status.PENDING:
         why = f" It cannot be had at once: {desired.refused_now}." if desired.refused_now else ""
         now = "none" if fact.current is None else now
-        return f"The next boot brings what is wanted; the running system still has {now}.{why}"
+        said = f"{desired.means} " if desired.means and not (desired.live or desired.persist) else ""
+        return f"{said}The next boot brings what is wanted; the running system still has {now}.{why}"
     if found is Status.VOLATILE:
         if fact.next_boot is None:
             return "Right now as wanted, but nothing on this host sets it at the next boot."

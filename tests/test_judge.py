@@ -47,6 +47,11 @@ def test_what_is_not_there_yet_is_none() -> None:
     assert found.message == "The next boot brings what is wanted; the running system still has none."
 
 
+def test_what_is_only_looked_at_says_what_is_wrong_while_it_waits_for_a_reboot() -> None:
+    (found,) = judge("x", {"k": Fact(True, False)}, {"k": Desired(False, live=False, persist=False, means="It waits.")})
+    assert found.message == "It waits. The next boot brings what is wanted; the running system still has yes."
+
+
 @pytest.mark.parametrize(
     ("fact", "desired", "facets"),
     [
