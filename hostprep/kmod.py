@@ -21,10 +21,11 @@ CONFIG_DIRS = ("/etc", "/usr/local/lib", "/usr/lib", "/lib")
 _DRIVER_ATTRIBUTES = {"bind", "unbind", "uevent", "module", "new_id", "remove_id"}
 _MODULES = "/lib/modules"
 _LOAD_S = 120.0  # seconds; a GPU driver brings up every card while it is loaded
-# `blacklist` is for loading by alias, and systemd-modules-load keeps to it; `install` is for loading by name as well.
-_BLACKLIST = re.compile(r"^\s*blacklist\s+(\S+)\s*$", re.M)
-_INSTALL = re.compile(r"^\s*install\s+(\S+)\s+(.*?)\s*$", re.M)
-_NEVER = re.compile(r"(?:/usr)?/bin/(?:true|false)")
+_NEVER = re.compile(r"(?:(?:/usr)?/bin/)?(?:true|false)(?:\s+(?:#.*|\$CMDLINE_OPTS))?")
+_FORCED = re.compile(r"""^\s*force_drivers\+?=["']?([^"'#\n]*)""", re.M)
+# Debian names the files of NVIDIA's modules for the package, so that several can be there: nvidia-current-open-uvm.ko
+_FLAVOUR = re.compile(r"^nvidia_(?:current|tesla|legacy)(?:_open|_[0-9]+(?:xx)?)*(?=_|$)")
+_HEAD = len("pci:v00008086d00001521")  # of a modalias: the vendor and the device
 
 
 class Module(NamedTuple):
@@ -34,9 +35,31 @@ class Module(NamedTuple):
     users: tuple[str, ...]  # the modules that need it
 
 
+class Line(NamedTuple):
+    """A line of modprobe.d."""
+
+    keyword: str  # alias, blacklist, install, options, softdep
+    name: str  # a module; in alias and install a glob, and in alias of devices too
+    rest: str
+    path: str
+
+
+class Rules(NamedTuple):
+    """What modprobe and the kernel are told not to load: modules, and by which file or kernel argument each."""
+
+    refused: dict[str, str]  # by the kernel itself, whoever loads them: module_blacklist=
+    blacklisted: dict[str, str]  # for a device, or by systemd-modules-load; not by name, nor as what another needs
+    lines: list[Line]  # of modprobe.d
+
+
 def module(name: str) -> str:
     """The name as the kernel writes it."""
     return name.replace("-", "_")
+
+
+def own_name(name: str) -> str:
+    """The name that the kernel knows a module by, whatever its file is called."""
+    return _FLAVOUR.sub("nvidia", module(name))
 
 
 # -- now ------------------------------------------------------------------------------------------
@@ -73,9 +96,11 @@ def come_back(host: Host, loaded: Collection[str], autoloaded: Collection[str] =
 
     `autoloaded` are more that udev would load for a device, though they are not loaded now.
     """
-    lasting = set(named(host)) | {name for name in loaded if _drives(host, name)} | set(autoloaded)
-    lasting -= set(forbidden(host))
-    lasting |= early(host)
+    told = rules(host)
+    for_devices = {name for name in loaded if _drives(host, name)} | set(autoloaded)
+    lasting = for_devices | {name for name in named(host) if not _never_by(told, name)}
+    lasting = {own_name(name) for name in lasting if not _forbidden_by(told, name)}
+    lasting |= early(host) - set(told.refused)
     users = {name: set(host.names(f"/sys/module/{name}/holders")) for name in loaded}
     while needed := {name for name in set(loaded) - lasting if users[name] & lasting}:
         lasting |= needed
@@ -92,54 +117,137 @@ def named(host: Host) -> dict[str, str]:
     return found
 
 
-def forbidden(host: Host) -> dict[str, str]:
-    """Modules that no boot loads for a device or because they are named: by which file or kernel argument."""
-    found = {name: f"{key}=" for key, names in _arguments(host) if key.endswith("blacklist") for name in names}
-    for path, text in _config(host, "modprobe.d"):
-        for name in _BLACKLIST.findall(text):
-            found.setdefault(module(name), path)
-    return never(host) | found
-
-
-def never(host: Host) -> dict[str, str]:
-    """Modules that modprobe does not load even when it is told to: by which file.
-
-    Of several `install` lines for a module the first counts, in the order of the files' names (seen with kmod 30).
+def rules(host: Host) -> Rules:
+    """What modprobe.d and the kernel arguments forbid. As kmod 30 reads them: a line may go on after a backslash, what
+    follows the name in `blacklist` is ignored, of several `install` lines for a name the first counts, and none where
+    there is a `softdep` of that name: NVIDIA's packages for RHEL have `softdep nvidia post: nvidia-uvm`.
     """
-    first: dict[str, tuple[str, str]] = {}
-    for path, text in _config(host, "modprobe.d"):
-        for name, command in _INSTALL.findall(text):
-            first.setdefault(module(name), (path, command))
-    return {name: path for name, (path, command) in first.items() if _NEVER.fullmatch(command)}
+    refused: dict[str, str] = {}
+    blacklisted: dict[str, str] = {}
+    for key, names in _arguments(host):
+        if key.endswith("blacklist"):
+            (refused if key == "module_blacklist" else blacklisted).update(dict.fromkeys(names, f"{key}="))
+    lines = list(_modprobe_d(host))
+    for line in lines:
+        if line.keyword == "blacklist":
+            blacklisted.setdefault(module(line.name), line.path)
+    return Rules(refused, blacklisted, lines)
 
 
 def forbidden_by(host: Host, name: str) -> str:
-    """The file or kernel argument that forbids a module; empty if none does."""
-    return forbidden(host).get(module(name), "")
+    """The file or kernel argument that keeps any boot from loading a module for a device; empty if none does."""
+    return _forbidden_by(rules(host), module(name))
+
+
+def never_by(host: Host, name: str) -> str:
+    """The file or kernel argument that keeps a module from being loaded by its name; empty if none does."""
+    return _never_by(rules(host), module(name))
+
+
+def barred_by(host: Host, name: str) -> str:
+    """The file or kernel argument that keeps a module out even where others need it; empty if none does."""
+    return _barred_by(rules(host), module(name))
+
+
+def _forbidden_by(told: Rules, name: str) -> str:
+    return _barred_by(told, name) or told.blacklisted.get(name, "")
+
+
+def _never_by(told: Rules, name: str) -> str:
+    """An alias of the name is looked for before the module itself, and `off` is none."""
+    aliases = [line for line in told.lines if line.keyword == "alias" and _matches(module(line.name), name)]
+    off = aliases[0].path if aliases and all(map(_does_nothing, aliases)) else ""
+    return _barred_by(told, name) or off
+
+
+def _barred_by(told: Rules, name: str) -> str:
+    if name in told.refused:
+        return told.refused[name]
+    if any(line.keyword == "softdep" and module(line.name) == name for line in told.lines):
+        return ""
+    installs = (line for line in told.lines if line.keyword == "install" and _matches(module(line.name), name))
+    first = next(installs, None)
+    return first.path if first is not None and _does_nothing(first) else ""
+
+
+def _does_nothing(line: Line) -> bool:
+    """Does this line of modprobe.d put nothing in place of a module?"""
+    if line.keyword == "alias":
+        return line.rest.split()[0] == "off"
+    return line.keyword == "install" and _NEVER.fullmatch(line.rest) is not None
+
+
+def _modprobe_d(host: Host) -> Iterator[Line]:
+    """The lines of modprobe.d that say something, in the order in which they count."""
+    for path, text in _config(host, "modprobe.d", (".conf", ".alias")):
+        for line in text.replace("\\\n", "").splitlines():
+            keyword, name, rest, *_ = [*line.split(maxsplit=2), "", "", ""]
+            if keyword == "blacklist" or rest:
+                yield Line(keyword, name, rest.strip(), path)
 
 
 def early(host: Host) -> set[str]:
-    """Modules that the initramfs loads by name, which a blacklist does not stop."""
-    text = host.read("/etc/initramfs-tools/modules") or ""
-    found = {module(line.split()[0]) for line in text.splitlines() if line.strip() and line.lstrip()[0] != "#"}
-    paths = ["/etc/dracut.conf", *(path for path, _ in _config(host, "dracut.conf.d"))]
-    for path in paths:
-        for names in re.findall(
-            r"""^\s*(?:force_drivers|add_drivers)\+?=["']?([^"'#\n]*)""", host.read(path) or "", re.M
-        ):
-            found |= {module(name) for name in names.split()}
+    """Modules that the initramfs loads by name, which a blacklist does not stop. initramfs-tools(7), dracut.conf(5)
+
+    dracut's add_drivers only puts a module into the initramfs; force_drivers has it loaded.
+    """
+    lists = ["/etc/initramfs-tools/modules", *host.glob("/usr/share/initramfs-tools/modules.d/*")]
+    lines = [line.split() for path in lists for line in (host.read(path) or "").splitlines()]
+    found = {own_name(words[0]) for words in lines if words and not words[0].startswith("#")}
+    for path in ("/etc/dracut.conf", *(path for path, _ in _config(host, "dracut.conf.d"))):
+        for names in _FORCED.findall(host.read(path) or ""):
+            found |= {own_name(name) for name in names.split()}
     return found
 
 
 def autoloaded(host: Host, kernel: str, modaliases: Iterable[str]) -> set[str]:
-    """The modules that udev loads for devices with these modaliases, blacklists apart (modules.alias of depmod)."""
-    wanted = [alias for alias in modaliases if alias]
+    """The modules that udev loads for PCI devices with these modaliases, blacklists apart.
+
+    `alias` in modprobe.d comes before modules.alias of depmod, and "off" there is no module.
+    """
+    wanted = {alias for alias in modaliases if alias.startswith("pci:v")}
     if not wanted:
         return set()
-    text = host.read(f"{_MODULES}/{kernel}/modules.alias") or ""
-    starts = {re.escape(alias[: len("pci:v000010DE")]) for alias in wanted}  # few of 20,000 lines are then left
-    lines = re.findall(rf"^alias ((?:{'|'.join(sorted(starts))}|pci:v\*)\S*) (\S+)$", text, re.M)
-    return {module(name) for pattern, name in lines if any(fnmatch.fnmatchcase(alias, pattern) for alias in wanted)}
+    ours = [line for line in _modprobe_d(host) if line.keyword == "alias"]
+    told = {alias: {line.rest.split()[0] for line in ours if _matches(line.name, alias)} for alias in wanted}
+    rest = [alias for alias, names in told.items() if not names]
+    return {module(name) for names in told.values() for name in names if name != "off"} | _listed(host, kernel, rest)
+
+
+def _listed(host: Host, kernel: str, modaliases: Collection[str]) -> set[str]:
+    """What modules.alias has for PCI devices: a megabyte, of which only lines of these vendors are looked at."""
+    if not modaliases:
+        return set()
+    vendors = b"|".join({re.escape(alias[5:13].encode()) for alias in modaliases})
+    text = b"\n" + (host.read_bytes(f"{_MODULES}/{kernel}/modules.alias") or b"")
+    heads: dict[bytes, list[str]] = {}
+    for alias in modaliases:
+        heads.setdefault(alias[:_HEAD].encode(), []).append(alias)
+    found = set()
+    for glob, name in re.findall(rb"\nalias (pci:v(?:\*|%s)\S*) (\S+)" % vendors, text):
+        head = glob[:_HEAD]
+        if maybe := modaliases if b"*" in head or b"[" in head or b"?" in head else heads.get(head):
+            pattern = glob.decode(errors="replace")
+            if any(_matches(pattern, alias) for alias in maybe):
+                found.add(module(name.decode(errors="replace")))
+    return found
+
+
+def _matches(glob: str, text: str) -> bool:
+    """fnmatch(3), quick where the only wildcard is `*`: a pattern is seldom used twice."""
+    if "[" in glob or "?" in glob:
+        return fnmatch.fnmatchcase(text, glob)
+    first, *others = glob.split("*")
+    if not others:
+        return glob == text
+    if not text.startswith(first):
+        return False
+    at, last = len(first), others.pop()
+    for part in others:
+        if (at := text.find(part, at)) < 0:
+            return False
+        at += len(part)
+    return text.endswith(last) and at <= len(text) - len(last)
 
 
 def next_kernels(host: Host, running: str) -> list[str]:
@@ -161,9 +269,18 @@ def file_of(host: Host, kernel: str, name: str) -> str | None:
     listed = host.read(f"{_MODULES}/{kernel}/modules.dep")
     if listed is None:
         raise HostError(f"{_MODULES}/{kernel}/modules.dep: not there: cannot tell which drivers this kernel has")
-    either = re.escape(name).replace("_", "[_-]").replace(r"\-", "[_-]")
-    found = re.search(rf"^((?:\S*/)?{either}\.ko(?:\.\w+)?):", listed, re.M)
-    return found[1].removeprefix(f"{_MODULES}/{kernel}/") if found else None
+    files: dict[str, list[str]] = {}
+    wanted = module(name)
+    for line in listed.splitlines():
+        file = line.partition(":")[0].removeprefix(f"{_MODULES}/{kernel}/")
+        stem = module(file.rpartition("/")[2].partition(".")[0])
+        if stem == wanted:
+            return file
+        if stem.startswith(wanted[:6]) and own_name(stem) == wanted:
+            files.setdefault(stem, []).append(file)
+    if len(files) > 1:
+        raise HostError(f"{kernel} has several modules for {name}: {', '.join(sorted(files))}")
+    return next((of[0] for of in files.values()), None)
 
 
 def _arguments(host: Host) -> list[tuple[str, set[str]]]:
@@ -178,12 +295,12 @@ def _arguments(host: Host) -> list[tuple[str, set[str]]]:
     ]
 
 
-def _config(host: Host, folder: str) -> Iterator[tuple[str, str]]:
-    """The *.conf files of a configuration folder, by path. A file hides those of its name in later directories."""
+def _config(host: Host, folder: str, endings: tuple[str, ...] = (".conf",)) -> Iterator[tuple[str, str]]:
+    """The files of a configuration folder, by path. A file hides those of its name in later directories."""
     files: dict[str, str] = {}
     for directory in CONFIG_DIRS:
         for name in host.names(f"{directory}/{folder}"):
-            if name.endswith(".conf"):
+            if name.endswith(endings):
                 files.setdefault(name, f"{directory}/{folder}/{name}")
     yield from ((path, host.read(path) or "") for _, path in sorted(files.items()))
 
@@ -201,9 +318,19 @@ def _drives(host: Host, name: str) -> bool:
 
 
 def load(host: Host, names: Sequence[str]) -> None:
-    """Load modules into the running kernel, in this order; what they need comes with them."""
+    """Load modules into the running kernel, in this order; what they need comes with them.
+
+    What a file of modprobe.d keeps out for the next boot is not kept out now: modprobe reads the others alone.
+    """
+    barring = {
+        line.path
+        for line in _modprobe_d(host)
+        if _does_nothing(line) and any(_matches(module(line.name), module(name)) for name in names)
+    }
+    others = [path for path, _ in _config(host, "modprobe.d", (".conf", ".alias")) if path not in barring]
+    config = [word for path in others or ["/dev/null"] for word in ("--config", path)] if barring else []
     for name in names:
-        host.run("modprobe", name, timeout=_LOAD_S)
+        host.run("modprobe", *config, name, timeout=_LOAD_S)
 
 
 def unload(host: Host, names: Collection[str]) -> None:
@@ -230,7 +357,7 @@ def _load_again(host: Host, names: Sequence[str], why: str) -> None:
 
 
 def _users_first(loaded: dict[str, Module], names: Collection[str]) -> list[str]:
-    """The order in which the kernel lets these go. HostError where something else needs one of them."""
+    """The order in which the kernel lets these go. ChangeFailed where something else needs one of them."""
     order: list[str] = []
     left = [name for name in names if name in loaded]
     for name in left:

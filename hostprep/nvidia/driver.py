@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from hostprep import kmod, pci
 from hostprep.errors import HostError
@@ -16,6 +16,11 @@ MODULES = (
     *(MAIN, "nvidia_modeset", "nvidia_drm", "nvidia_uvm", "nvidia_peermem", "nvidia_fs", "nvidia_vgpu_vfio"),
     *("gdrdrv", "nv_peer_mem"),
 )
+# Files of the main module in Debian's packages: udev finds them by the aliases within.
+_DEBIANS = (
+    *("nvidia_current", "nvidia_current_open", "nvidia_tesla", "nvidia_tesla_open", "nvidia_tesla_535"),
+    *("nvidia_tesla_470", "nvidia_tesla_460", "nvidia_tesla_450", "nvidia_tesla_418", "nvidia_legacy_390xx"),
+)
 _PERSISTENCED = "nvidia-persistenced.service"
 # They load the driver by its name, through nvidia-modprobe, which a blacklist does not stop.
 _LOADERS = (
@@ -25,9 +30,16 @@ _LOADERS = (
     "dcgm.service",
     "nvidia-dcgm.service",
 )
+_HOLDS = (
+    *(("dri", "nvidia_drm"), ("nvidia-uvm", "nvidia_uvm"), ("nvidia-modeset", "nvidia_modeset")),
+    *(("nvidia-fs", "nvidia_fs"), ("gdrdrv", "gdrdrv")),
+)
 _UNITS = tuple(f"{folder}/systemd/system" for folder in ("/etc", "/usr/local/lib", "/usr/lib", "/lib"))
 _INSTALLER = re.compile(r"NVIDIA-Linux-\w+-(\d+(?:\.\d+)+)(?:-[\w-]+)?\.run")
-_ASSIGNMENT = re.compile(r"^(?:export |override )?\s*NVIDIA_DRIVER_FILE\s*(\?=|::?:?=|=)\s*(.*?)\s*(?:#.*)?$")
+_ASSIGNMENT = re.compile(
+    r"^ *(?:(?:export|override) +)*NVIDIA_DRIVER_FILE\s*(\?=|\+=|!=|:{0,3}=)\s*(.*?)\s*(?:#.*)?$", re.S
+)
+_CONDITION = re.compile(r"^ *(?:(ifn?eq|ifn?def)|endif)\b")
 
 
 def loaded(host: Host) -> tuple[str, ...]:
@@ -41,15 +53,24 @@ def later(host: Host, modaliases: Iterable[str]) -> tuple[str, ...]:
     What is loaded for want of it later (nvidia_uvm by the first user of CUDA) is not followed: it needs nvidia.
     """
     kernels = kmod.next_kernels(host, host.kernel())
-    found = {kernel: kmod.file_of(host, kernel, MAIN) if _has_modules(host, kernel) else None for kernel in kernels}
-    if not any(found.values()):
+    having = [kernel for kernel in kernels if _file(host, kernel) is not None]
+    coming = set(_early(host))
+    if not kmod.barred_by(host, MAIN):
+        found = {name for kernel in having for name in kmod.autoloaded(host, kernel, modaliases)}
+        coming |= set(_ours(kmod.come_back(host, (), found)))
+        by_name = any(_starts_at_boot(host, unit) for unit in _LOADERS) and not kmod.never_by(host, MAIN)
+        if coming or by_name:
+            coming.add(MAIN)  # which every other of them needs
+    if not coming or not having:
         return ()
-    if without := [kernel for kernel, file in found.items() if file is None]:
+    if without := [kernel for kernel in kernels if kernel not in having]:
         raise HostError(f"which kernel boots next cannot be told, and {', '.join(without)} has no nvidia module")
-    coming = kmod.come_back(host, (), kmod.autoloaded(host, kernels[0], modaliases))
-    if any(_starts_at_boot(host, unit) for unit in _LOADERS) and MAIN not in kmod.never(host):
-        coming.add(MAIN)
     return _ours(coming)
+
+
+def _file(host: Host, kernel: str) -> str | None:
+    """The file of the driver for a kernel, below its folder; None where it has none, such as after an upgrade."""
+    return kmod.file_of(host, kernel, MAIN) if _has_modules(host, kernel) else None
 
 
 def _has_modules(host: Host, kernel: str) -> bool:
@@ -57,20 +78,30 @@ def _has_modules(host: Host, kernel: str) -> bool:
 
 
 def _ours(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(set(names) & set(MODULES)))
+    return tuple(sorted({kmod.own_name(name) for name in names} & set(MODULES)))
 
 
 def early(host: Host) -> str:
     """What has the initramfs load the driver, which no blacklist stops; empty if nothing does."""
-    return ", ".join(_ours(kmod.early(host)))
+    return ", ".join(_early(host))
+
+
+def _early(host: Host) -> tuple[str, ...]:
+    names = _ours(kmod.early(host))
+    refused = kmod.rules(host).refused if names else {}
+    return tuple(name for name in names if name not in refused)
 
 
 def forbidding() -> str:
     """A file of modprobe.d that keeps the driver out of the kernel.
 
-    A blacklist alone is for udev; services and container engines load it by name, through nvidia-modprobe.
+    A blacklist alone is for udev; services and container engines load it by name, through nvidia-modprobe, which ends
+    at the alias. `install` is for what needs the driver: alone it is not enough (see kmod.rules).
     """
-    lines = [line for name in MODULES for line in (f"blacklist {name}", f"install {name} /bin/false")]
+    lines = [
+        line for name in MODULES for line in (f"blacklist {name}", f"alias {name} off", f"install {name} /bin/false")
+    ]
+    lines += [f"blacklist {name}" for name in _DEBIANS]
     return "\n".join(["# Written by hostprep apply; hostprep revert takes it away.", *lines, ""])
 
 
@@ -86,11 +117,11 @@ def version(host: Host) -> str | None:
 
 def version_on_disk(host: Host, kernel: str) -> str | None:
     """The version of the module that modprobe finds for a kernel; None where there is none."""
-    if not _has_modules(host, kernel) or kmod.file_of(host, kernel, MAIN) is None:
+    if (file := _file(host, kernel)) is None:
         return None
-    said = host.run("modinfo", "-k", kernel, "-F", "version", MAIN).split()
+    said = host.run("modinfo", "-F", "version", f"/lib/modules/{kernel}/{file}").split()
     if not said:
-        raise HostError(f"modinfo -k {kernel} {MAIN}: tells no version")
+        raise HostError(f"/lib/modules/{kernel}/{file}: modinfo tells no version")
     return said[0]
 
 
@@ -107,22 +138,36 @@ def later_version(host: Host) -> str | None:
 
 
 def users(host: Host) -> tuple[str, ...]:
-    """Who uses the GPUs, each in a phrase that names it. HostError where that cannot be told.
+    """Who uses the GPUs, each in a phrase that names it: a process with its service or container, a kernel module.
+    HostError where that cannot be told.
 
-    The kernel's own counts are a second witness: what it counts and no process explains (a console, a display server
-    in another PID namespace) is told too.
+    The kernel's own counts are a second witness: a module that is held, and no process that we see has a file of it
+    open (a console, a display server, somebody in another PID namespace), is told too.
     """
     modules = kmod.modules(host)
     if MAIN not in modules:
         return ()
-    opened = host.open_files(["/dev/nvidia", *_drm_nodes(host)])
+    nodes = _drm_nodes(host)
+    opened = host.open_files(["/dev/nvidia", "/dev/gdrdrv", *nodes])
+    opened = {path: by for path, by in opened.items() if not path.startswith("/dev/dri/") or path in nodes}
     found = dict.fromkeys(str(who) for processes in opened.values() for who in processes)
     phrases = [f"{who} ({', '.join(p for p, w in opened.items() if who in map(str, w))})" for who in found]
-    if not phrases:
-        for name in _ours(modules):
-            if more := modules[name].references - len(modules[name].users):
-                phrases.append(f"{name}, which the kernel counts {more} more users of (a console, a display?)")
-    return tuple(phrases)
+    explained = {_module_of(path) for path in opened}
+    for name in _ours(modules):
+        phrases += [f"the kernel module {user}" for user in modules[name].users if user not in MODULES]
+        more = modules[name].references - len(modules[name].users)
+        if more > 0 and name not in explained:
+            phrases.append(f"{name}, which the kernel counts {more} more users of (a console, a display?)")
+    return tuple(dict.fromkeys(phrases))
+
+
+def _module_of(path: str) -> str:
+    """The module that an open device file holds."""
+    name = path.removeprefix("/dev/").partition("/")[0]
+    for start, held in _HOLDS:
+        if name.startswith(start):
+            return held
+    return MAIN
 
 
 def _drm_nodes(host: Host) -> list[str]:
@@ -160,14 +205,26 @@ def installer_version(path: str) -> str | None:
 def makefile_version(text: str, path: str) -> str:
     """The version of the installer that a Makefile names as NVIDIA_DRIVER_FILE: the last assignment, as make has it.
 
-    HostError, with the line, when it is no plain name.
+    HostError, with the line, when it is no plain name, or depends on a condition.
     """
-    value, at = None, 0
-    for number, line in enumerate(text.splitlines(), 1):
+    value, at, depth = None, 0, 0
+    for number, line in _logical_lines(text):
+        if condition := _CONDITION.match(line):
+            depth += 1 if condition[1] else -1
         if (found := _ASSIGNMENT.match(line)) and not (found[1] == "?=" and value is not None):
-            value, at = found[2], number
+            plain = not depth and found[1] not in ("+=", "!=")
+            value, at = found[2] if plain else line, number
     if value is None:
         raise HostError(f"{path}: names no NVIDIA_DRIVER_FILE")
     if (named := installer_version(value)) is None:
         raise HostError(f"{path}:{at}: NVIDIA_DRIVER_FILE is {value!r}, which names no NVIDIA-Linux-*-VERSION.run")
     return named
+
+
+def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines that make(1) sees, without those of recipes, each with the number of its first."""
+    number = 1
+    for line in text.replace("\\\n", "\0").split("\n"):
+        if not line.startswith("\t"):
+            yield number, re.sub(r"\s*\0\s*", " ", line)
+        number += 1 + line.count("\0")
