@@ -156,7 +156,8 @@ class Kernel:
         return ""
 
     def _modprobe(self, argv: Sequence[str]) -> str:
-        for name in (NEEDS.get(NEEDS.get(argv[1], "")), NEEDS.get(argv[1]), argv[1]):
+        wanted = argv[-1].replace("-", "_")
+        for name in (NEEDS.get(NEEDS.get(wanted, "")), NEEDS.get(wanted), wanted):
             if name and name not in self.loaded:
                 self.loaded.append(name)
         self._show()
