@@ -39,9 +39,23 @@ mkdir -p "$work/initramfs-tools/conf.d"
 printf 'MODULES=list\nCOMPRESS=zstd\nCOMPRESSLEVEL=1\nFSTYPE=ext4\n' >"$work/initramfs-tools/conf.d/vm"
 printf 'virtio_pci\nvirtio_blk\next4\n' >"$work/initramfs-tools/modules"
 
+# What modules are built with stays out of the image: the kernel's headers lie beside it, the compiler is this machine's.
+mkdir "$work/headers"
+cat >"$work/headers/get" <<'E'
+#!/bin/bash
+set -euo pipefail
+export APT_CONFIG=$MMDEBSTRAP_APT_CONFIG
+cd "${0%/*}"
+wanted=linux-headers-$(ls "$1/lib/modules")
+apt-get download -q "$wanted" $(apt-cache depends "$wanted" | grep -oE 'linux-(headers|kbuild)-\S+')
+for package in *.deb; do dpkg -x "$package" .; done
+E
+chmod +x "$work/headers/get"
+
 mmdebstrap --variant=minbase --mode=root --include="${packages[*]}" --skip=check/empty \
     --keyring=/usr/share/keyrings/debian-archive-keyring.gpg --aptopt='APT::Install-Recommends "false"' \
     --dpkgopt=force-unsafe-io "${dropped[@]}" --essential-hook="copy-in '$work/initramfs-tools' /etc" \
+    --customize-hook="$work/headers/get" \
     bookworm "$root" \
     "deb $mirror bookworm main" "deb $mirror bookworm-updates main" "deb $mirror bookworm-backports main" \
     "deb ${mirror%/debian}/debian-security bookworm-security main"
@@ -81,6 +95,17 @@ echo 'blacklist mlx5_core' >"$root/etc/modprobe.d/connectx.conf"
 cat >"$root/etc/udev/rules.d/60-connectx.rules" <<'E'
 ACTION=="add", SUBSYSTEM=="pci", ATTR{vendor}=="0x15b3", ATTR{device}=="0x1019", ATTR{driver_override}="pci-pf-stub", RUN+="/sbin/modprobe pci-pf-stub"
 E
+
+# --- the card that says it is an A100: what udev loads for it stands in for NVIDIA's driver, where DKMS puts that
+kernel=$(ls "$root/lib/modules")
+headers=$work/headers/usr/src/linux-headers-$kernel
+modules=$root/lib/modules/$kernel/updates/dkms
+sed -i "s|/usr/|$work/headers/usr/|g" "$headers/Makefile"
+cp -r "$here/nvidia" "$work"
+MAKEFLAGS= make -s -C "$headers" M="$work/nvidia" CC=gcc CONFIG_DEBUG_INFO_BTF_MODULES= modules
+mkdir -p "$modules"
+cp "$work"/nvidia/*.ko "$modules"
+chroot "$root" depmod "$kernel"
 
 # --- GRUB: a serial console, no menu, a kernel that is cheap to emulate; the IOMMU, so that vfio has groups
 cat >"$root/etc/default/grub.d/00-vm.cfg" <<'E'

@@ -71,8 +71,9 @@ def _make(folder: Path) -> None:
 def _key() -> str:
     """Another name for whatever would give another image."""
     digest = hashlib.sha256(f"{qemu.version()} {_dependencies()}".encode())
-    for name in ("build.sh", "pciids.c", "qemu.py", "image.py"):
-        digest.update((HERE / name).read_bytes())
+    sources = [HERE / name for name in ("build.sh", "pciids.c", "qemu.py", "image.py")]
+    for path in (*sources, *sorted((HERE / "nvidia").iterdir())):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 

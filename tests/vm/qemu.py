@@ -16,9 +16,14 @@ BOOT = 300  # seconds for what takes 30 on a machine that does nothing else
 NODES = 2
 # What QEMU's TCG can emulate cheaply; 1 GiB pages need pdpe1gb.
 CPU = "qemu64,vendor=GenuineIntel,-svm,+pdpe1gb,+rdrand,+ssse3,+sse4.1,+sse4.2,+popcnt"
-# The cards, as (NUMA node, slot of the root port, id of the device). An igb whose id says so shows other PCI ids
-# (pciids.c): here a ConnectX-5 with its VFs.
-CARDS = ((0, 0, "pf0"), (1, 0, "pf1"), (0, 1, "x15b3-1019-101a"))
+# The cards, as (NUMA node, slot of the root port, type, id of the device). One whose id says so shows other PCI ids
+# (pciids.c): here a ConnectX-5 with its VFs, and an A100.
+CARDS = (
+    (0, 0, "igb", "pf0"),
+    (1, 0, "igb", "pf1"),
+    (0, 1, "igb", "x15b3-1019-101a"),
+    (1, 1, "i6300esb", "x10de-20b2-0302"),
+)
 
 
 class Snapshot(NamedTuple):
@@ -127,10 +132,13 @@ def _nodes() -> list[str]:
 
 def _cards() -> list[str]:
     arguments = []
-    for number, (node, slot, name) in enumerate(CARDS):
+    for number, (node, slot, kind, name) in enumerate(CARDS):
         port = f"pcie-root-port,id=port{number},bus=root{node},chassis={10 + number},slot={10 + number},addr={slot}"
-        card = f"igb,id={name},bus=port{number},netdev=net{number},mac=52:54:00:be:ef:{number:02x},romfile="
-        arguments += ["-netdev", f"hubport,id=net{number},hubid=0", "-device", port, "-device", card]
+        card = f"{kind},id={name},bus=port{number}"
+        if kind == "igb":
+            arguments += ["-netdev", f"hubport,id=net{number},hubid=0"]
+            card += f",netdev=net{number},mac=52:54:00:be:ef:{number:02x},romfile="
+        arguments += ["-device", port, "-device", card]
     return arguments
 
 
@@ -154,7 +162,7 @@ def _talk(folder: Path, monitor: socket.socket, agent: socket.socket) -> list[st
 
 def why_not() -> str:
     """Why no such machine can be made here, or ""."""
-    needed = ("qemu-system-x86_64", "qemu-img", "setpriv", "mmdebstrap", "mkfs.ext4", "sfdisk", "gcc")
+    needed = ("qemu-system-x86_64", "qemu-img", "setpriv", "mmdebstrap", "mkfs.ext4", "sfdisk", "gcc", "make")
     if missing := [tool for tool in needed if not shutil.which(tool)]:
         return f"not installed: {', '.join(missing)}"
     if os.uname().machine != "x86_64":

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from vm import Guest
+from vm.admin import ETC, applied, findings, hostprep, missing, profile, reverted, statuses
 
 ENS10, ENS11, CONNECTX = "0000:41:00.0", "0000:81:00.0", "0000:42:00.0"
 DEVICES = "/sys/bus/pci/devices"
 RECORD = "/etc/hostprep/boot/nic_vfs.json"
 UNIT = "hostprep-apply.service"
-SLOW = 400.0  # under emulation an apply takes half a minute
 NUMBERS = f"cat {' '.join(f'{DEVICES}/{pf}/sriov_numvfs' for pf in (ENS10, ENS11, CONNECTX))}"
 # What of the disk and of sysfs has to be again what it was.
 STATE = f"""
-find /etc -xdev -type f -not -path '/etc/hostprep/profile.yaml' -printf '%p %m %u ' -exec md5sum {{}} +
-find /etc -xdev -type l -printf '%p %l\\n'; find /etc -xdev -type d; {NUMBERS}
+{ETC}{NUMBERS}
 ip -o link | sed -E 's/^[0-9]+: //' | cut -d' ' -f1,2,5 | sort
 """
 # Holds a vfio group open, as a VM does.
@@ -32,32 +31,7 @@ time.sleep(9999)
 
 
 def wanting(guest: Guest, *entries: Mapping[str, Any]) -> None:
-    """This is the profile from now on."""
-    guest.sh("mkdir -p /etc/hostprep")
-    guest.put(json.dumps({"nic_vfs": entries}), "/etc/hostprep/profile.yaml")
-    guest.sh("chmod 0644 /etc/hostprep/profile.yaml")
-
-
-def hostprep(guest: Guest, *words: str) -> tuple[int, str]:
-    """The exit status of a command, and all that it said, on one line: tables and wrapped lines read alike."""
-    done = guest.run(f"hostprep {' '.join(words)}", timeout=SLOW)
-    return done.returncode, " ".join((done.stdout + done.stderr).split())
-
-
-def applied(guest: Guest, *words: str) -> None:
-    code, said = hostprep(guest, "apply --yes", *words)
-    assert code == 0, said
-
-
-def findings(guest: Guest) -> dict[str, dict[str, Any]]:
-    """What check finds, by key."""
-    done = guest.run("hostprep check --format json", timeout=SLOW)
-    assert done.stdout, done.stderr
-    return {f["key"]: f for f in json.loads(done.stdout)["findings"]}
-
-
-def statuses(guest: Guest) -> set[str]:
-    return {f["status"] for f in findings(guest).values()}
+    profile(guest, {"nic_vfs": entries})
 
 
 def numbers(guest: Guest) -> list[int]:
@@ -78,11 +52,6 @@ def drivers(guest: Guest, pf: str) -> list[str]:
 
 def vf(guest: Guest, pf: str, index: int) -> str:
     return guest.sh(f"basename $(readlink {DEVICES}/{pf}/virtfn{index})")
-
-
-def named(said: str, words: Sequence[str]) -> list[str]:
-    """Those of the words that a text lacks."""
-    return [word for word in words if word not in said]
 
 
 def test_k11_k12_from_none_to_seven_vfs_on_two_ports_over_a_reboot_and_back(guest: Guest) -> None:
@@ -110,9 +79,7 @@ def test_k11_k12_from_none_to_seven_vfs_on_two_ports_over_a_reboot_and_back(gues
     code, said = hostprep(guest, "check")
     assert (code, "READY: 7 passed" in said) == (0, True), said
 
-    code, said = hostprep(guest, "revert --yes")
-    assert code == 0, said
-    guest.sh("rm /etc/hostprep/profile.yaml; rmdir /etc/hostprep")
+    reverted(guest)
     assert guest.sh(STATE) == before
 
 
@@ -139,7 +106,7 @@ def test_r26_attributes_are_what_ip_link_shows_and_a_refused_one_undoes_nothing_
     wanting(guest, {"pf": "ens10", "vfs": 3, "link": "enable"})
     code, said = hostprep(guest, "apply --yes")
     assert code == 5
-    assert not named(said, ["ens10: VF 0: link enable: Operation not supported"])
+    assert not missing(said, ["ens10: VF 0: link enable: Operation not supported"])
     assert (attributes(guest, "ens10"), numbers(guest), guest.get(RECORD)) == (seven, [7, 0, 0], record)
     assert drivers(guest, ENS10) == ["igbvf"] * 7
 
@@ -177,17 +144,17 @@ def test_r4_r5_vfs_in_use_are_not_dropped_and_their_holders_are_named(guest: Gue
         wanting(guest, {"pf": "ens10", "vfs": number})
         found = findings(guest)[f"{ENS10}/vfs"]
         assert found["status"] == "fail"
-        assert not named(json.dumps(found), words)
+        assert not missing(json.dumps(found), words)
     wanting(guest, {"pf": "ens10", "vfs": 6, "each": {"4": {"driver": "igbvf"}}})
     code, said = hostprep(guest, "plan")
     assert code == 1
-    assert not named(said, ["used by python3 (pid", f"through vfio group {group}", "--allow-disruption nic_vfs"])
+    assert not missing(said, ["used by python3 (pid", f"through vfio group {group}", "--allow-disruption nic_vfs"])
     assert guest.get("/var/lib/hostprep/journal") == journal
 
     wanting(guest, {"pf": "ens10", "vfs": 0})
     code, said = hostprep(guest, "apply --yes")
     assert code == 4, said  # the next boot has none
-    assert not named(said, [f"refused nic_vfs/{ENS10}/vfs (now): takes all 6 VFs away"])
+    assert not missing(said, [f"refused nic_vfs/{ENS10}/vfs (now): takes all 6 VFs away"])
     assert numbers(guest) == [6, 0, 0]
     assert "ens10v0" in guest.sh("ip -n empty link")
 
@@ -208,7 +175,7 @@ def test_k18_a_pf_in_another_namespace_is_judged_there_and_never_written(guest: 
     wanting(guest, {"pf": "ens10", "vfs": 7})
     code, said = hostprep(guest, "apply --yes --allow-disruption nic_vfs")
     assert code == 4, said  # not now; the record for the next boot, when nobody has the PF yet, is written
-    assert not named(
+    assert not missing(
         said, ["the PF is in the network namespace of ", " sleep; hostprep never changes what others hold"]
     )
     assert numbers(guest) == [4, 0, 0]
@@ -242,7 +209,7 @@ def test_r3_what_the_kernel_would_refuse_is_told_before_anything_is_written(gues
     wanting(guest, {"pf": "ens10", "vfs": 8}, {"pf": "virtio_net", "vfs": 1})
     code, said = hostprep(guest, "apply --yes")
     assert code == 1
-    assert not named(said, ["the device offers 7 VFs", "No physical function matches virtio_net", ENS11])
+    assert not missing(said, ["the device offers 7 VFs", "No physical function matches virtio_net", ENS11])
     guest.sh(f"echo {ENS11} > /sys/bus/pci/drivers/igb/unbind")
     wanting(guest, {"pf": ENS11, "vfs": 2})
     assert "no driver is bound to the PF" in hostprep(guest, "plan")[1]
@@ -251,6 +218,6 @@ def test_r3_what_the_kernel_would_refuse_is_told_before_anything_is_written(gues
     wanting(guest, {"pf": ENS10, "vfs": 2, "up": False})
     code, said = hostprep(guest, "apply --yes")
     assert code == 5
-    assert not named(said, ["2 VFs: /sys is mounted read-only"])
+    assert not missing(said, ["2 VFs: /sys is mounted read-only"])
     guest.sh("mount -o remount,rw /sys")
     assert (numbers(guest), guest.get(RECORD)) == ([0, 0, 0], record)

@@ -78,7 +78,8 @@ class Monitor:
             self.events.append(json.loads(self.wire.line(deadline - time.monotonic())))
 
     def forget(self) -> None:
-        """Let go of the events so far."""
+        """Let go of the events so far, those not read yet too: they come before this answer."""
+        self.command("query-status")
         self.events.clear()
 
 
