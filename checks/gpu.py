@@ -25,7 +25,8 @@ stuck is a finding. A field that a model does not have is no fault.
 
 unloaded: none of NVIDIA's modules is in the kernel. Next boot: none is named in modules-load.d, /etc/modules or the
 initramfs, and none is loaded by udev for the card; /etc/modprobe.d/00-hostprep-gpu.conf is what apply writes. Unloading
-goes in order of dependency, and is refused, with the holder's name, while something uses a GPU.
+goes in order of dependency, and is refused, with the holder's name, while something uses a GPU; and where modprobe
+could not bring the same driver back, since a container has loaded its own or an upgrade has replaced the file.
 
 loaded: `driver/in-step` is the library (libnvidia-ml) against the kernel module. After an upgrade they differ, and
 nothing works until a reboot or until the module is loaded anew.
@@ -46,11 +47,11 @@ for the one that the Makefile names (NVIDIA_DRIVER_FILE).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from hostprep import boot_record, kmod, pci
-from hostprep.errors import HostError
+from hostprep.errors import ChangeFailed, HostError
 from hostprep.host import Host, attempt
 from hostprep.host.nvml import Gpu, Nvml
 from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Reading, Section, Unknown, Value
@@ -120,6 +121,9 @@ _PERSISTENCED = "nvidia-persistenced.service"
 # The order in which they are made: instances need MIG mode.
 _MODES = ("persistence", "ecc", "mig", "mig-devices", "compute-mode")
 _RECORDED = ("persistence", "compute-mode", "mig", "mig-devices")
+_LOST = ("persistence", "compute-mode", "mig-devices")  # at a reboot, by every model
+_UNLOADED = "the driver is not loaded, and the card alone does not tell"
+_FILES = ("installer/", "makefile/")
 _DEFAULTS: Mapping[str, Value] = {"persistence": False, "compute-mode": "default", "mig": False, "mig-devices": ()}
 _KEEPS_MIG = ("ampere",)  # in its InfoROM; from Hopper on it is lost (MIG User Guide, Deployment Considerations)
 
@@ -130,11 +134,12 @@ _KEEPS_MIG = ("ampere",)  # in its InfoROM; from Hopper on it is lost (MIG User 
 def asked(want: Section, keys: Iterable[str]) -> Sequence[str]:
     section = want if isinstance(want, dict) else {}
     named = [f"{name}{section[name]}" for name in ("installer", "makefile") if name in section]
-    return list(dict.fromkeys([*named, *(key for key in keys if key.startswith(("installer/", "makefile/")))]))
+    changed = [key for key in keys if key.startswith(_FILES) or key.rpartition("/")[2] in _MODES]
+    return list(dict.fromkeys([*named, *changed]))
 
 
 def inspect(host: Host, names: Sequence[str] = ()) -> Facts:
-    facts: dict[str, Fact] = {name: Fact.fixed(attempt(_file, host, name)) for name in names}
+    facts = {name: Fact.fixed(attempt(_file, host, name)) for name in names if name.startswith(_FILES)}
     gpus = attempt(devices.gpus, host)
     if isinstance(gpus, Unknown):
         return facts | {"*": Fact.fixed(gpus)}
@@ -145,7 +150,34 @@ def inspect(host: Host, names: Sequence[str] = ()) -> Facts:
     if gpus and isinstance(now, tuple) and "nvidia" in now:
         told = _in_use(host, gpus)
         facts |= {key: fact for key, fact in told.items() if fact.current is not None or key not in facts}
-    return facts
+    return facts | _untold(host, facts, [name for name in names if not name.startswith(_FILES)])
+
+
+def _untold(host: Host, facts: Facts, names: Sequence[str]) -> dict[str, Fact]:
+    """The modes that hostprep has changed or recorded of GPUs that NVML tells nothing of.
+
+    What is lost at a reboot is lost with the driver and with the card.
+    """
+    record = attempt(_record, host)
+    entries = {} if isinstance(record, Unknown) else record
+    recorded = [f"{address}/{name}" for address, entry in entries.items() for name in entry if name in _MODES]
+    found = {}
+    for key in dict.fromkeys([*names, *recorded]):
+        address, _, name = key.rpartition("/")
+        said = [facts[of].current for of in (f"{address}/nvml", "nvml") if of in facts]
+        if key in facts or facts.get(f"{address}/nvml", _NOTHING).current == ANSWERS:
+            continue
+        why = _silence(said[0]) if said else _UNLOADED
+        entry = record if isinstance(record, Unknown) else record.get(address, {})
+        lost = name in _LOST or key in recorded
+        gone = lost and (facts["driver"].current == UNLOADED or f"{address}/id" not in facts)
+        found[key] = Fact(_DEFAULTS[name], _made_again(host, name, entry)) if gone else Fact.fixed(Unknown(why))
+    kept = {a: tuple(n for n in _MODES if n in entry) for a, entry in entries.items() if f"{a}/recorded" not in facts}
+    return found | {f"{address}/recorded": Fact.fixed(modes) for address, modes in kept.items()}
+
+
+def _silence(said: Reading) -> str:
+    return said.reason if isinstance(said, Unknown) else f"NVML says {said}"
 
 
 def _file(host: Host, name: str) -> str | None:
@@ -221,8 +253,8 @@ def _in_use(host: Host, gpus: Sequence[devices.Device]) -> dict[str, Fact]:
 def _ask(host: Host, addresses: Sequence[str]) -> Nvml:
     if not host.exists(_CONTROL):
         raise HostError(
-            f"{_CONTROL}: not there, and asking NVML would make it: a look changes nothing",
-            "Start nvidia-persistenced at boot, or run nvidia-modprobe: either makes it.",
+            f"{_CONTROL}: not there, and asking NVML would make it: a look changes nothing. nvidia-modprobe makes it, "
+            "and at every boot nvidia-persistenced.service does"
         )
     return host.nvml(addresses, NVML_S)
 
@@ -263,9 +295,13 @@ def _made_again(host: Host, name: str, entry: Mapping[str, Any] | Unknown) -> Re
 
 
 def _record(host: Host) -> boot_record.Record:
-    """What our boot unit makes; nothing where systemd will not start it."""
-    record = boot_record.read(host, NAME)
+    """What our boot unit makes; nothing where systemd will not start it. It leaves a card that was replaced alone."""
+    record = {a: entry for a, entry in boot_record.read(host, NAME).items() if _is_of(host, a, entry)}
     return record if record and boot_record.effective(host) else {}
+
+
+def _is_of(host: Host, address: str, entry: Mapping[str, Any]) -> bool:
+    return bool(entry["id"] == pci.vendor_device(host, address))
 
 
 def _xids(host: Host, gpus: Sequence[devices.Device]) -> dict[str, Fact]:
@@ -299,8 +335,12 @@ def decide(facts: Facts, want: Section) -> Goals:
     goals |= _kernel_driver(facts, wanted)
     for address in selected:
         goals |= _presence(facts, address, want, wanted)
-    if wanted in (UNLOADED, VFIO) or facts.get("nvml", _NOTHING).current != ANSWERS:
+    if wanted in (UNLOADED, VFIO):
+        return goals | _in_vain(want, wanted) | _forgotten(facts, _RECORDED)
+    if facts.get("nvml", _NOTHING).current != ANSWERS:
         return goals
+    if want.get("mig") is False:
+        goals |= _forgotten(facts, ["mig-devices"])
     for address in selected:
         goals |= _nvml(facts, address)
         if facts.get(f"{address}/nvml", _NOTHING).current == ANSWERS:
@@ -311,6 +351,25 @@ def decide(facts: Facts, want: Section) -> Goals:
 
 
 _NOTHING = Fact.fixed(None)
+_TOLD_BY_NVML = ("persistence", "ecc", "mig", "compute_mode", "nvlinks", "temperature", "retired_pages", "ecc_errors")
+
+
+def _in_vain(want: Section, wanted: str) -> dict[str, Desired]:
+    """What a profile asks of GPUs that it wants without NVIDIA's driver, which alone could tell."""
+    why = Unknown(f"NVIDIA's driver alone tells it, and this profile has driver: {wanted}")
+    goal = Desired(None, live=False, persist=False, counted=why)
+    return {name.replace("_", "-"): goal for name in _TOLD_BY_NVML if name in want}
+
+
+def _forgotten(facts: Facts, names: Collection[str]) -> dict[str, Desired]:
+    """What is recorded and cannot be made any more: our boot unit would fail at every boot."""
+    recorded = {key.partition("/")[0]: fact.current for key, fact in facts.items() if key.endswith("/recorded")}
+    return {
+        f"{address}/{name}": Desired(_DEFAULTS[name], live=False)
+        for address, kept in recorded.items()
+        for name in names
+        if isinstance(kept, tuple) and name in kept
+    }
 
 
 def _is(value: Value, means: str, fix: str, op: str = "==") -> Desired:
@@ -320,7 +379,7 @@ def _is(value: Value, means: str, fix: str, op: str = "==") -> Desired:
 
 def _count(facts: Facts, want: Section, found: int) -> Desired:
     selector = want.get("cards", "10de:*")
-    means = pci.nothing(facts, selector, "GPU") if not found else f"There are {found} GPUs on the PCI bus."
+    means = pci.nothing(facts, selector, "GPU") if not found else f"On the PCI bus {found} match {selector}."
     fix = "See lspci -nn -d 10de: and the BIOS; a card that is missing is not powered, not seated, or dead."
     exact = "count" in want
     goal = _is(want.get("count", 1), means, fix, "==" if exact else ">=")
@@ -334,13 +393,21 @@ def _presence(facts: Facts, address: str, want: Section, wanted: str) -> dict[st
     }
     if "model" in want:
         goals["model"] = _model(facts, address, want["model"])
-    most = want.get("pcie_width", facts[f"{address}/pcie-width-max"].current)
-    if most is not None and facts[f"{address}/pcie-width"].current is not None:
+    width, most = (facts[f"{address}/{name}"].current for name in ("pcie-width", "pcie-width-max"))
+    most = want.get("pcie_width", most)
+    if most is not None and (width is not None or "pcie_width" in want):
         means = "Its PCIe link has lost lanes: card and slot can do more."
-        goals["pcie-width"] = _is(most if isinstance(most, int) else 1, means, _RESEAT, ">=")
+        goal = _is(most if isinstance(most, int) else 1, means, _RESEAT, ">=")
+        silent = Unknown("it tells no width of a PCIe link: it sleeps, or is that of a virtual machine")
+        goals["pcie-width"] = goal._replace(counted=silent if width is None else _worse(width, most))
     loaded = wanted == VFIO or facts.get("driver", _NOTHING).current == LOADED
     goals |= _bound(facts[f"{address}/driver"].current, wanted, loaded)
     return {f"{address}/{name}": goal for name, goal in goals.items()}
+
+
+def _worse(reading: Reading, limit: Reading) -> Reading:
+    """A reading that is to be compared with another is unknown where that is."""
+    return limit if isinstance(limit, Unknown) else reading
 
 
 _FALLEN_OFF = "It is listed on the bus and does not answer: it has fallen off."
@@ -389,7 +456,7 @@ def _kernel_driver(facts: Facts, wanted: str) -> dict[str, Desired]:
         return {}
     if wanted == UNLOADED:
         return {"modules": _unloaded(facts)}
-    goals = {"driver": _loaded(facts)}
+    goals = {"driver": _held(facts) or _loaded(facts)}
     if facts.get("driver", _NOTHING).current != LOADED:
         return goals
     if wanted != LOADED:
@@ -400,15 +467,30 @@ def _kernel_driver(facts: Facts, wanted: str) -> dict[str, Desired]:
 def _unloaded(facts: Facts) -> Desired:
     early = facts["driver/early"].current if "driver/early" in facts else None
     named = f"the initramfs loads it ({early})" if early else ""
+    why = _used(facts) or _irrevocable(facts)
     return Desired(
         (),
-        refused_now=_used(facts),
+        refused_now=why,
         refused_next=named,
-        means=f"NVIDIA's driver is in this kernel. {_sentence(_used(facts))}".strip(),
+        means=f"NVIDIA's driver is in this kernel. {_sentence(why)}".strip(),
         fix="Take it out of there, and run update-initramfs -u (or dracut -f)."
         if named
         else "Stop what uses the GPUs.",
     )
+
+
+def _irrevocable(facts: Facts) -> str:
+    """Why the driver could not be loaded again: a container has brought its own (K16), or an upgrade replaced it."""
+    running, found = (facts.get(f"driver/{name}", _NOTHING).current for name in ("version", "on-disk"))
+    if running is None or running == found:
+        return ""
+    why = f"the file of the module is {found}, and {running} runs" if found else _NO_MODULE
+    for reading in (running, found):
+        why = reading.reason if isinstance(reading, Unknown) else why
+    return f"it could not be loaded again: {why}"
+
+
+_NO_MODULE = "there is no nvidia module for this kernel"
 
 
 def _sentence(phrase: str) -> str:
@@ -423,11 +505,22 @@ def _used(facts: Facts) -> str:
     return f"in use by {'; '.join(users)}" if isinstance(users, tuple) and users else ""
 
 
+def _held(facts: Facts) -> Desired | None:
+    """Another driver that has all GPUs, and takes them at the next boot again: then nvidia finds none to load for."""
+    holders = {facts[f"{address}/driver"].current for address in pci.addresses(facts)}
+    if facts.get("driver", _NOTHING).current != UNLOADED or not holders or holders & {None, "nvidia"}:
+        return None
+    holder = ", ".join(sorted(map(str, holders)))
+    why = f"{holder} has every GPU"
+    means, fix = _HOLDERS.get(holder, (f"{why}.", "Unbind them from that driver."))
+    return Desired(LOADED, refused_now=why, refused_next=why, means=means, fix=fix, counted=UNLOADED)
+
+
 def _loaded(facts: Facts) -> Desired:
     found, forbidden = (facts.get(f"driver/{name}", _NOTHING).current for name in ("on-disk", "forbidden"))
     goal = Desired(LOADED, means="NVIDIA's driver is not loaded.")
     if found is None or isinstance(found, Unknown):
-        why = found.reason if isinstance(found, Unknown) else "there is no nvidia module for this kernel"
+        why = found.reason if isinstance(found, Unknown) else _NO_MODULE
         return goal._replace(
             refused_now=why,
             refused_next=why,
@@ -448,7 +541,9 @@ def _version(wanted: str) -> Desired:
 
 def _answering(facts: Facts) -> dict[str, Desired]:
     """Does NVML answer, and is its library that of the kernel module?"""
-    error = facts.get("nvml", _NOTHING).current
+    if "nvml" not in facts:  # there is no GPU to ask it for
+        return {}
+    error = facts["nvml"].current
     means, fix = _NVML_ERRORS.get(str(error), (f"NVML says {error}.", "See dmesg, and run nvidia-smi."))
     goals = {"nvml": _is(ANSWERS, means, fix)}
     library = facts.get("driver/library", _NOTHING).current
@@ -521,13 +616,13 @@ def _modes(facts: Facts, address: str, want: Section) -> dict[str, Desired]:
     goals: dict[str, Desired] = {}
     busy = _processes(facts, address)
     if "persistence" in want:
-        goals["persistence"] = Desired(want["persistence"])
+        goals["persistence"] = _persistence(facts, address, want["persistence"])
     if "ecc" in want:
         goals["ecc"] = Desired(want["ecc"], live=False)
     if "compute_mode" in want:
         goals["compute-mode"] = Desired(want["compute_mode"])
     if "mig" in want:
-        goals["mig"] = Desired(want["mig"] is not False, refused_now=busy)
+        goals["mig"] = _mig(facts, address, want["mig"] is not False, busy)
     if isinstance(want.get("mig"), list):
         goals["mig-devices"] = _instances(facts, address, tuple(sorted(want["mig"])), busy)
     for name in goals:
@@ -538,6 +633,16 @@ def _modes(facts: Facts, address: str, want: Section) -> dict[str, Desired]:
     return {f"{address}/{name}": goal for name, goal in goals.items()}
 
 
+def _persistence(facts: Facts, address: str, wanted: bool) -> Desired:
+    later, recorded = (facts.get(f"{address}/{name}", _NOTHING) for name in ("persistence", "recorded"))
+    ours = isinstance(recorded.current, tuple) and "persistence" in recorded.current
+    if wanted or later.next_boot is not True or ours:
+        return Desired(wanted)
+    why = f"{_PERSISTENCED} turns it on at every boot"
+    fix = f"systemctl disable --now {_PERSISTENCED}"
+    return Desired(wanted, refused_now=why, refused_next=why, means=f"{why}.", fix=fix)
+
+
 def _processes(facts: Facts, address: str) -> str:
     pids = facts.get(f"{address}/processes", _NOTHING).current
     if isinstance(pids, Unknown):
@@ -545,19 +650,28 @@ def _processes(facts: Facts, address: str) -> str:
     return f"processes run on it: {', '.join(pids)}" if isinstance(pids, tuple) and pids else ""
 
 
+def _mig(facts: Facts, address: str, wanted: bool, busy: str) -> Desired:
+    """MIG mode. To turn it off destroys the instances, and where nothing runs on the GPU NVML does so at once."""
+    there = facts.get(f"{address}/mig-devices", _NOTHING).current
+    if wanted or not there:
+        return Desired(wanted, refused_now=busy)
+    why = there.reason if isinstance(there, Unknown) else _theirs(there if isinstance(there, tuple) else ())
+    return Desired(wanted, refused_now=why, refused_next=why, means=f"{why}.", fix=_destroy(address))
+
+
+def _destroy(address: str) -> str:
+    return f"nvidia-smi mig -dci -i {address}, nvidia-smi mig -dgi -i {address}, then apply again."
+
+
 def _instances(facts: Facts, address: str, wanted: tuple[str, ...], busy: str) -> Desired:
     there = facts.get(f"{address}/mig-devices", _NOTHING).current
-    others = (
-        f"it has {', '.join(there)}, and to destroy those is for whoever made them"
-        if there and isinstance(there, tuple)
-        else ""
-    )
+    others = _theirs(there) if there and isinstance(there, tuple) else ""
     on = facts.get(f"{address}/mig", _NOTHING).current is True
     off = "" if on else "they are made once MIG mode is on"
     return Desired(
         wanted,
         refused_now=busy or others or off,
-        fix=f"nvidia-smi mig -dci -i {address}, nvidia-smi mig -dgi -i {address}, then apply again.",
+        fix=_destroy(address),
     )
 
 
@@ -617,7 +731,13 @@ def disrupts(facts: Facts, change: Change) -> str:
     address, _, name = change.key.rpartition("/")
     if change.key == "modules" or (change.key == "driver" and change.after == UNLOADED):
         return _used(facts) if change.after != LOADED else ""
+    if name == "mig-devices" and change.before and change.after:
+        return _theirs(_names(change.before))
     return _processes(facts, address) if name in ("mig", "mig-devices") else ""
+
+
+def _theirs(instances: Sequence[str]) -> str:
+    return f"it has {', '.join(instances)}, and to destroy those is for whoever made them"
 
 
 def at_boot(facts: Facts) -> Sequence[Change]:
@@ -639,24 +759,44 @@ def apply(host: Host, changes: Sequence[Change]) -> None:
     for change in changes:
         if change not in modes:
             (_load if change.facet is Facet.CURRENT else _persist)(host, change)
-    modes.sort(key=lambda change: _MODES.index(change.key.rpartition("/")[2]))
+    modes.sort(key=_turn)
     if modes and modes[0].facet is Facet.NEXT_BOOT:
         _keep(host, modes)
         return
     for change in modes:
         address, _, name = change.key.rpartition("/")
-        if name == "mig-devices" and change.after and not _has_mig(host, address):
-            continue  # MIG mode waits for a reboot, and instances with it
-        host.set_gpu(address, "instances" if name == "mig-devices" else name, change.after)
+        if name == "mig":
+            _put_mig(host, address, change.after)
+        elif name != "mig-devices":
+            host.set_gpu(address, name, change.after)
+        elif host.rehearsing or not change.after or _field(host, address, "mig") is True:
+            host.set_gpu(address, "instances", change.after)  # else MIG mode waits for a reboot, and they with it
 
 
-def _has_mig(host: Host, address: str) -> bool:
-    return host.rehearsing or any(gpu.fields.get("mig") is True for gpu in host.nvml([address]).gpus)
+def _turn(change: Change) -> int:
+    """When its turn is: instances go before MIG mode does, and come after it."""
+    name = change.key.rpartition("/")[2]
+    return -1 if name == "mig-devices" and not change.after else _MODES.index(name)
+
+
+def _put_mig(host: Host, address: str, value: Value) -> None:
+    """MIG mode now or not at all: one that would only wait is for the next boot, and journalled as a change of that."""
+    before = None if host.rehearsing else _field(host, address, "mig-pending")
+    there = None if host.rehearsing or value else _field(host, address, "mig-devices")
+    if isinstance(there, tuple) and there:
+        raise ChangeFailed(_theirs(there), _destroy(address))
+    host.set_gpu(address, "mig", value)
+    if isinstance(before, bool) and before != value and _field(host, address, "mig") != value:
+        host.set_gpu(address, "mig", before)
+
+
+def _field(host: Host, address: str, name: str) -> Reading:
+    return next((gpu.fields.get(name) for gpu in host.nvml([address]).gpus if gpu.address == address), None)
 
 
 def _load(host: Host, change: Change) -> None:
     """Put modules into the running kernel, or take them out."""
-    before = _names(change.before)
+    before = driver.loaded(host) if change.after == UNLOADED else _names(change.before)  # add-ons have come with it
     after = _names(change.after)
     if gone := [name for name in before if name not in after]:
         kmod.unload(host, gone)
@@ -685,6 +825,8 @@ def _keep(host: Host, changes: Sequence[Change]) -> None:
     record: dict[str, dict[str, Any]] = {a: dict(entry) for a, entry in boot_record.read(host, NAME).items()}
     for change in changes:
         address, _, name = change.key.rpartition("/")
+        if address in record and not _is_of(host, address, record[address]):
+            del record[address]
         if name == "ecc" or (name == "mig" and _keeps_mig(host, address)):
             host.set_gpu(address, name, change.after)
             continue
@@ -698,4 +840,4 @@ def _keep(host: Host, changes: Sequence[Change]) -> None:
 
 
 def _keeps_mig(host: Host, address: str) -> bool:
-    return any(gpu.fields.get("architecture") in _KEEPS_MIG for gpu in host.nvml([address]).gpus)
+    return _field(host, address, "architecture") in _KEEPS_MIG

@@ -1,4 +1,8 @@
-"""NVIDIA's GPUs as the PCI bus shows them, which needs no driver and wakes none."""
+"""NVIDIA's GPUs as the PCI bus shows them, which needs no driver.
+
+One that sleeps in D3cold is woken for a moment: the kernel does so when its configuration space is read, and one that
+does not wake up reads all ones (pci_config_pm_runtime_get() in Linux).
+"""
 
 from __future__ import annotations
 

@@ -56,6 +56,9 @@ def goals(facts: Facts, address: str, limits: Mapping[str, Any]) -> dict[str, De
         "recovery-action": _is("none", "NVIDIA's driver asks for it.", _RESET),
         "slowdown": _is((), "Its clocks are held down by heat or power.", "Look at its cooling and power supply."),
     }
+    for limit, name in (("temperature", "temperature"), ("ecc_errors", "ecc-aggregate-uncorrectable")):
+        if limit in limits and _reading(facts, address, name) is None:
+            wanted[name] = wanted[name]._replace(counted=Unknown(f"it tells no {name}, and this profile limits that"))
     there = {
         name: goal
         for name, goal in wanted.items()
