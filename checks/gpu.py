@@ -26,7 +26,8 @@ stuck is a finding. A field that a model does not have is no fault.
 unloaded: none of NVIDIA's modules is in the kernel. Next boot: none is named in modules-load.d, /etc/modules or the
 initramfs, and none is loaded by udev for the card; /etc/modprobe.d/00-hostprep-gpu.conf is what apply writes. Unloading
 goes in order of dependency, and is refused, with the holder's name, while something uses a GPU; and where modprobe
-could not bring the same driver back, since a container has loaded its own or an upgrade has replaced the file.
+could not bring the same driver back, since a container has loaded its own or an upgrade has replaced the file. Once a
+worker of the cluster has the GPU this is as it should be: put gpu/modules into the profile's `advisory` then.
 
 loaded: `driver/in-step` is the library (libnvidia-ml) against the kernel module. After an upgrade they differ, and
 nothing works until a reboot or until the module is loaded anew.
@@ -76,7 +77,7 @@ SCHEMA = {
         "driver": {
             "description": "loaded, unloaded, vfio-pci, a version such as 550.90.12, or a minimum: >=535.104.05",
             "type": "string",
-            "pattern": r"^(loaded|unloaded|vfio-pci|(>= ?)?[0-9]+(\.[0-9]+)+)$(?!\n)",
+            "pattern": r"^(loaded|unloaded|vfio-pci|(>= ?)?[0-9]+(\.[0-9]+)*)$(?!\n)",
         },
         "persistence": {"description": "persistence mode", "type": "boolean"},
         "ecc": {"description": "ECC mode", "type": "boolean"},
@@ -545,10 +546,10 @@ def _answering(facts: Facts) -> dict[str, Desired]:
         return {}
     error = facts["nvml"].current
     means, fix = _NVML_ERRORS.get(str(error), (f"NVML says {error}.", "See dmesg, and run nvidia-smi."))
-    goals = {"nvml": _is(ANSWERS, means, fix)}
     library = facts.get("driver/library", _NOTHING).current
     if not isinstance(library, str):
-        return goals
+        return {"nvml": _is(ANSWERS, means, fix)}
+    goals = {} if error == _MISMATCH else {"nvml": _is(ANSWERS, means, fix)}  # which is told below, with both versions
     now, later = facts["driver/version"]
     live = facts.get("driver/on-disk", _NOTHING).current == library
     goals["driver/in-step"] = Desired(
@@ -565,8 +566,9 @@ def _answering(facts: Facts) -> dict[str, Desired]:
     return goals
 
 
+_MISMATCH = "LIB_RM_VERSION_MISMATCH"
 _NVML_ERRORS = {
-    "LIB_RM_VERSION_MISMATCH": (
+    _MISMATCH: (
         "NVML's library and the kernel module are of different versions: the driver was upgraded under way.",
         "Reboot this host, or unload and load the nvidia modules (modprobe -r, modprobe).",
     ),
@@ -629,7 +631,8 @@ def _modes(facts: Facts, address: str, want: Section) -> dict[str, Desired]:
         if facts.get(f"{address}/{name}", _NOTHING).current is None:
             model = facts.get(f"{address}/name", _NOTHING).current
             none = f"This GPU has no {name} to set ({model})."
-            goals[name] = _is(goals[name].value, none, "Take it out of this profile.")
+            off: Reading = False if goals[name].value is False else None  # what a card does not have is off
+            goals[name] = _is(goals[name].value, none, "Take it out of this profile.")._replace(counted=off)
     return {f"{address}/{name}": goal for name, goal in goals.items()}
 
 

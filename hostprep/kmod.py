@@ -194,7 +194,8 @@ def early(host: Host) -> set[str]:
     lists = ["/etc/initramfs-tools/modules", *host.glob("/usr/share/initramfs-tools/modules.d/*")]
     lines = [line.split() for path in lists for line in (host.read(path) or "").splitlines()]
     found = {own_name(words[0]) for words in lines if words and not words[0].startswith("#")}
-    for path in ("/etc/dracut.conf", *(path for path, _ in _config(host, "dracut.conf.d"))):
+    folders = ("dracut.conf.d", "dracut/dracut.conf.d")  # in /etc, in /usr/lib
+    for path in ("/etc/dracut.conf", *(path for folder in folders for path, _ in _config(host, folder))):
         for names in _FORCED.findall(host.read(path) or ""):
             found |= {own_name(name) for name in names.split()}
     return found

@@ -93,7 +93,6 @@ def test_a_driver_that_lacks_the_newer_functions_is_no_fault(tmp_path: Path, wit
 @pytest.mark.parametrize(
     ("fleet", "version", "key", "says"),
     [
-        ("mismatch", "550.90.07", "nvml", "different versions"),
         ("no-driver", "550.90.12", "nvml", "cannot talk to it"),
         ("no-permission", "550.90.12", "nvml", "may not be asked"),
     ],
