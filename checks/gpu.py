@@ -48,15 +48,16 @@ for the one that the Makefile names (NVIDIA_DRIVER_FILE).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from hostprep import boot_record, kmod, pci
-from hostprep.errors import ChangeFailed, HostError
+from hostprep.errors import HostError
 from hostprep.host import Host, attempt
 from hostprep.host.nvml import Gpu, Nvml
 from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Reading, Section, Unknown, Value
-from hostprep.nvidia import devices, driver, fabric, health, xid
+from hostprep.nvidia import devices, driver, fabric, health, modes, xid
+from hostprep.nvidia.driver import ANSWERS, LOADED, UNLOADED
+from hostprep.nvidia.health import looked_at
 
 NAME = "gpu"
 
@@ -111,22 +112,13 @@ SCHEMA = {
     "dependentRequired": {"makefile": ["installer"]},
 }
 
-LOADED, UNLOADED, VFIO = "loaded", "unloaded", "vfio-pci"
-ANSWERS = "answers"
+VFIO = "vfio-pci"
 FALLEN = "reads all ones"
 NVML_S = 20.0  # seconds; below the deadline of all checks, so that the rest of this one is told
 _MODPROBE = "/etc/modprobe.d/00-hostprep-gpu.conf"  # of several files the first decides
 _MODULES_LOAD = "/etc/modules-load.d/hostprep-gpu.conf"
 _CONTROL = "/dev/nvidiactl"
-_PERSISTENCED = "nvidia-persistenced.service"
-# The order in which they are made: instances need MIG mode.
-_MODES = ("persistence", "ecc", "mig", "mig-devices", "compute-mode")
-_RECORDED = ("persistence", "compute-mode", "mig", "mig-devices")
-_LOST = ("persistence", "compute-mode", "mig-devices")  # at a reboot, by every model
-_UNLOADED = "the driver is not loaded, and the card alone does not tell"
 _FILES = ("installer/", "makefile/")
-_DEFAULTS: Mapping[str, Value] = {"persistence": False, "compute-mode": "default", "mig": False, "mig-devices": ()}
-_KEEPS_MIG = ("ampere",)  # in its InfoROM; from Hopper on it is lost (MIG User Guide, Deployment Considerations)
 
 
 # -- looking --------------------------------------------------------------------------------------
@@ -135,7 +127,7 @@ _KEEPS_MIG = ("ampere",)  # in its InfoROM; from Hopper on it is lost (MIG User 
 def asked(want: Section, keys: Iterable[str]) -> Sequence[str]:
     section = want if isinstance(want, dict) else {}
     named = [f"{name}{section[name]}" for name in ("installer", "makefile") if name in section]
-    changed = [key for key in keys if key.startswith(_FILES) or key.rpartition("/")[2] in _MODES]
+    changed = [key for key in keys if key.startswith(_FILES) or key.rpartition("/")[2] in modes.NAMES]
     return list(dict.fromkeys([*named, *changed]))
 
 
@@ -151,34 +143,7 @@ def inspect(host: Host, names: Sequence[str] = ()) -> Facts:
     if gpus and isinstance(now, tuple) and "nvidia" in now:
         told = _in_use(host, gpus)
         facts |= {key: fact for key, fact in told.items() if fact.current is not None or key not in facts}
-    return facts | _untold(host, facts, [name for name in names if not name.startswith(_FILES)])
-
-
-def _untold(host: Host, facts: Facts, names: Sequence[str]) -> dict[str, Fact]:
-    """The modes that hostprep has changed or recorded of GPUs that NVML tells nothing of.
-
-    What is lost at a reboot is lost with the driver and with the card.
-    """
-    record = attempt(_record, host)
-    entries = {} if isinstance(record, Unknown) else record
-    recorded = [f"{address}/{name}" for address, entry in entries.items() for name in entry if name in _MODES]
-    found = {}
-    for key in dict.fromkeys([*names, *recorded]):
-        address, _, name = key.rpartition("/")
-        said = [facts[of].current for of in (f"{address}/nvml", "nvml") if of in facts]
-        if key in facts or facts.get(f"{address}/nvml", _NOTHING).current == ANSWERS:
-            continue
-        why = _silence(said[0]) if said else _UNLOADED
-        entry = record if isinstance(record, Unknown) else record.get(address, {})
-        lost = name in _LOST or key in recorded
-        gone = lost and (facts["driver"].current == UNLOADED or f"{address}/id" not in facts)
-        found[key] = Fact(_DEFAULTS[name], _made_again(host, name, entry)) if gone else Fact.fixed(Unknown(why))
-    kept = {a: tuple(n for n in _MODES if n in entry) for a, entry in entries.items() if f"{a}/recorded" not in facts}
-    return found | {f"{address}/recorded": Fact.fixed(modes) for address, modes in kept.items()}
-
-
-def _silence(said: Reading) -> str:
-    return said.reason if isinstance(said, Unknown) else f"NVML says {said}"
+    return facts | modes.untold(host, NAME, facts, [name for name in names if not name.startswith(_FILES)])
 
 
 def _file(host: Host, name: str) -> str | None:
@@ -245,7 +210,7 @@ def _in_use(host: Host, gpus: Sequence[devices.Device]) -> dict[str, Fact]:
     facts["nvml"] = Fact.fixed(told.error or ANSWERS)
     facts["driver/library"] = Fact.fixed(told.library or None)
     facts["cuda"] = Fact.fixed(told.cuda or None)
-    record = attempt(_record, host)
+    record = attempt(modes.record, host, NAME)
     for one in told.gpus:
         facts |= _told(host, one, record)
     return facts
@@ -266,43 +231,9 @@ def _told(host: Host, gpu: Gpu, record: boot_record.Record | Unknown) -> dict[st
     if gpu.error:
         return facts
     fields = dict(gpu.fields)
-    pending = {"ecc": fields.pop("ecc-pending", None), "mig": fields.pop("mig-pending", None)}
     name = fields.pop("name", None)
-    facts |= health.facts(gpu.address, fields)
-    if isinstance(name, str):
-        facts[f"{gpu.address}/name"] = Fact.fixed(name)
-    if fields.get("ecc") is not None:
-        facts[f"{gpu.address}/ecc"] = Fact(fields["ecc"], pending["ecc"])
-    lost = [name for name in _RECORDED if name != "mig" or fields.get("architecture") not in _KEEPS_MIG]
-    entry: Unknown | Mapping[str, Any] = record if isinstance(record, Unknown) else record.get(gpu.address, {})
-    for name in lost:
-        if fields.get(name) is not None:
-            facts[f"{gpu.address}/{name}"] = Fact(fields[name], _made_again(host, name, entry))
-    if "mig" not in lost and fields.get("mig") is not None:
-        facts[f"{gpu.address}/mig"] = Fact(fields["mig"], pending["mig"])
-    if not isinstance(entry, Unknown):
-        facts[f"{gpu.address}/recorded"] = Fact.fixed(tuple(name for name in _MODES if name in entry))
-    return facts
-
-
-def _made_again(host: Host, name: str, entry: Mapping[str, Any] | Unknown) -> Reading:
-    """What a mode that is lost at a reboot will be after it."""
-    if isinstance(entry, Unknown):
-        return entry
-    if name in entry:
-        value: Reading = entry[name]
-        return value
-    return attempt(driver.made_persistent, host) if name == "persistence" else _DEFAULTS[name]
-
-
-def _record(host: Host) -> boot_record.Record:
-    """What our boot unit makes; nothing where systemd will not start it. It leaves a card that was replaced alone."""
-    record = {a: entry for a, entry in boot_record.read(host, NAME).items() if _is_of(host, a, entry)}
-    return record if record and boot_record.effective(host) else {}
-
-
-def _is_of(host: Host, address: str, entry: Mapping[str, Any]) -> bool:
-    return bool(entry["id"] == pci.vendor_device(host, address))
+    facts |= health.facts(gpu.address, fields) | modes.facts(host, gpu, record)
+    return facts | ({f"{gpu.address}/name": Fact.fixed(name)} if isinstance(name, str) else {})
 
 
 def _xids(host: Host, gpus: Sequence[devices.Device]) -> dict[str, Fact]:
@@ -337,15 +268,15 @@ def decide(facts: Facts, want: Section) -> Goals:
     for address in selected:
         goals |= _presence(facts, address, want, wanted)
     if wanted in (UNLOADED, VFIO):
-        return goals | _in_vain(want, wanted) | _forgotten(facts, _RECORDED)
+        return goals | _in_vain(want, wanted) | modes.forgotten(facts, modes.RECORDED)
     if facts.get("nvml", _NOTHING).current != ANSWERS:
         return goals
     if want.get("mig") is False:
-        goals |= _forgotten(facts, ["mig-devices"])
+        goals |= modes.forgotten(facts, ["mig-devices"])
     for address in selected:
         goals |= _nvml(facts, address)
         if facts.get(f"{address}/nvml", _NOTHING).current == ANSWERS:
-            goals |= _modes(facts, address, want) | health.goals(facts, address, want)
+            goals |= modes.goals(facts, address, want) | health.goals(facts, address, want)
     if "cards" not in want:
         goals |= _elsewhere(facts)
     return goals | _log(facts, selected, want)
@@ -362,35 +293,21 @@ def _in_vain(want: Section, wanted: str) -> dict[str, Desired]:
     return {name.replace("_", "-"): goal for name in _TOLD_BY_NVML if name in want}
 
 
-def _forgotten(facts: Facts, names: Collection[str]) -> dict[str, Desired]:
-    """What is recorded and cannot be made any more: our boot unit would fail at every boot."""
-    recorded = {key.partition("/")[0]: fact.current for key, fact in facts.items() if key.endswith("/recorded")}
-    return {
-        f"{address}/{name}": Desired(_DEFAULTS[name], live=False)
-        for address, kept in recorded.items()
-        for name in names
-        if isinstance(kept, tuple) and name in kept
-    }
-
-
-def _is(value: Value, means: str, fix: str, op: str = "==") -> Desired:
-    """Something that hostprep only looks at."""
-    return Desired(value, op=op, live=False, persist=False, means=means, fix=fix)
-
-
 def _count(facts: Facts, want: Section, found: int) -> Desired:
     selector = want.get("cards", "10de:*")
     means = pci.nothing(facts, selector, "GPU") if not found else f"On the PCI bus {found} match {selector}."
     fix = "See lspci -nn -d 10de: and the BIOS; a card that is missing is not powered, not seated, or dead."
     exact = "count" in want
-    goal = _is(want.get("count", 1), means, fix, "==" if exact else ">=")
+    goal = looked_at(want.get("count", 1), means, fix, "==" if exact else ">=")
     return goal._replace(counted=facts["*"].current if "*" in facts else found)
 
 
 def _presence(facts: Facts, address: str, want: Section, wanted: str) -> dict[str, Desired]:
     """What the bus tells of one GPU, whatever its driver."""
     goals = {
-        "bus": _is(ANSWERS, _FALLEN_OFF, "Power the host off and on; if it comes back, the card or its slot fails.")
+        "bus": looked_at(
+            ANSWERS, _FALLEN_OFF, "Power the host off and on; if it comes back, the card or its slot fails."
+        )
     }
     if "model" in want:
         goals["model"] = _model(facts, address, want["model"])
@@ -398,7 +315,7 @@ def _presence(facts: Facts, address: str, want: Section, wanted: str) -> dict[st
     most = want.get("pcie_width", most)
     if most is not None and (width is not None or "pcie_width" in want):
         means = "Its PCIe link has lost lanes: card and slot can do more."
-        goal = _is(most if isinstance(most, int) else 1, means, _RESEAT, ">=")
+        goal = looked_at(most if isinstance(most, int) else 1, means, _RESEAT, ">=")
         silent = Unknown("it tells no width of a PCIe link: it sleeps, or is that of a virtual machine")
         goals["pcie-width"] = goal._replace(counted=silent if width is None else _worse(width, most))
     loaded = wanted == VFIO or facts.get("driver", _NOTHING).current == LOADED
@@ -419,11 +336,11 @@ def _model(facts: Facts, address: str, model: str) -> Desired:
     name, vendor_device = facts[f"{address}/name"].current, str(facts[f"{address}/id"].current)
     fix = "This profile is for other GPUs."
     if model.lower() == vendor_device or (isinstance(name, str) and devices.is_called(name, vendor_device, model)):
-        return _is(model, "", fix)._replace(counted=model)
+        return looked_at(model, "", fix)._replace(counted=model)
     if name is None:
         nameless = Unknown(f"nothing on this host knows the name of {vendor_device}; a profile may name that instead")
-        return _is(model, "", fix)._replace(counted=nameless)
-    return _is(model, f"This GPU is a {name} ({vendor_device}).", fix)._replace(counted=name)
+        return looked_at(model, "", fix)._replace(counted=nameless)
+    return looked_at(model, f"This GPU is a {name} ({vendor_device}).", fix)._replace(counted=name)
 
 
 _HOLDERS = {
@@ -449,7 +366,7 @@ def _bound(holder: Reading, wanted: str, loaded: bool) -> dict[str, Desired]:
         if holder is None
         else (f"{holder} has it.", "Unbind it from that driver."),
     )
-    return {"driver": _is(name, means, fix)}
+    return {"driver": looked_at(name, means, fix)}
 
 
 def _kernel_driver(facts: Facts, wanted: str) -> dict[str, Desired]:
@@ -537,7 +454,7 @@ def _loaded(facts: Facts) -> Desired:
 def _version(wanted: str) -> Desired:
     version = wanted.removeprefix(">=").strip()
     fix = f"Install version {version}{' or later' if wanted != version else ''} of NVIDIA's driver, and reboot."
-    return _is(version, "", fix, ">=" if wanted.startswith(">=") else "==")
+    return looked_at(version, "", fix, ">=" if wanted.startswith(">=") else "==")
 
 
 def _answering(facts: Facts) -> dict[str, Desired]:
@@ -548,8 +465,10 @@ def _answering(facts: Facts) -> dict[str, Desired]:
     means, fix = _NVML_ERRORS.get(str(error), (f"NVML says {error}.", "See dmesg, and run nvidia-smi."))
     library = facts.get("driver/library", _NOTHING).current
     if not isinstance(library, str):
-        return {"nvml": _is(ANSWERS, means, fix)}
-    goals = {} if error == _MISMATCH else {"nvml": _is(ANSWERS, means, fix)}  # which is told below, with both versions
+        return {"nvml": looked_at(ANSWERS, means, fix)}
+    goals = (
+        {} if error == _MISMATCH else {"nvml": looked_at(ANSWERS, means, fix)}
+    )  # which is told below, with both versions
     now, later = facts["driver/version"]
     live = facts.get("driver/on-disk", _NOTHING).current == library
     goals["driver/in-step"] = Desired(
@@ -588,7 +507,7 @@ def _manager(facts: Facts) -> dict[str, Desired]:
     """Where there are NVSwitches, GPUs cannot be used without a fabric manager of the driver's own version."""
     switches = facts.get("nvswitches", _NOTHING).current
     if isinstance(switches, Unknown):
-        return {"nvswitches": _is((), "", "")}
+        return {"nvswitches": looked_at((), "", "")}
     if not switches:
         return {}
     running, version = facts["fabric-manager"].current, facts["driver/version"].current
@@ -598,7 +517,7 @@ def _manager(facts: Facts) -> dict[str, Desired]:
         else f"The fabric manager is {running}, and the driver {version}: it refuses to work with another."
     )
     fix = f"Install nvidia-fabricmanager {version}, and systemctl enable --now nvidia-fabricmanager."
-    return {"fabric-manager": _is(version if isinstance(version, str) else "", means, fix)}
+    return {"fabric-manager": looked_at(version if isinstance(version, str) else "", means, fix)}
 
 
 def _nvml(facts: Facts, address: str) -> dict[str, Desired]:
@@ -610,72 +529,7 @@ def _nvml(facts: Facts, address: str) -> dict[str, Desired]:
         "NO_PERMISSION": "NVML may not be asked about it: a container that was not given it?",
     }.get(error, f"NVML says {error} of it.")
     fix = "See dmesg for NVRM and Xid; reset it or reboot, and if it comes back have the card looked at."
-    return {f"{address}/nvml": _is(ANSWERS, means, fix)}
-
-
-def _modes(facts: Facts, address: str, want: Section) -> dict[str, Desired]:
-    """Modes of a GPU; one that its model does not have is told, since the profile asks for it."""
-    goals: dict[str, Desired] = {}
-    busy = _processes(facts, address)
-    if "persistence" in want:
-        goals["persistence"] = _persistence(facts, address, want["persistence"])
-    if "ecc" in want:
-        goals["ecc"] = Desired(want["ecc"], live=False)
-    if "compute_mode" in want:
-        goals["compute-mode"] = Desired(want["compute_mode"])
-    if "mig" in want:
-        goals["mig"] = _mig(facts, address, want["mig"] is not False, busy)
-    if isinstance(want.get("mig"), list):
-        goals["mig-devices"] = _instances(facts, address, tuple(sorted(want["mig"])), busy)
-    for name in goals:
-        if facts.get(f"{address}/{name}", _NOTHING).current is None:
-            model = facts.get(f"{address}/name", _NOTHING).current
-            none = f"This GPU has no {name} to set ({model})."
-            off: Reading = False if goals[name].value is False else None  # what a card does not have is off
-            goals[name] = _is(goals[name].value, none, "Take it out of this profile.")._replace(counted=off)
-    return {f"{address}/{name}": goal for name, goal in goals.items()}
-
-
-def _persistence(facts: Facts, address: str, wanted: bool) -> Desired:
-    later, recorded = (facts.get(f"{address}/{name}", _NOTHING) for name in ("persistence", "recorded"))
-    ours = isinstance(recorded.current, tuple) and "persistence" in recorded.current
-    if wanted or later.next_boot is not True or ours:
-        return Desired(wanted)
-    why = f"{_PERSISTENCED} turns it on at every boot"
-    fix = f"systemctl disable --now {_PERSISTENCED}"
-    return Desired(wanted, refused_now=why, refused_next=why, means=f"{why}.", fix=fix)
-
-
-def _processes(facts: Facts, address: str) -> str:
-    pids = facts.get(f"{address}/processes", _NOTHING).current
-    if isinstance(pids, Unknown):
-        return f"which processes run on it cannot be told: {pids.reason}"
-    return f"processes run on it: {', '.join(pids)}" if isinstance(pids, tuple) and pids else ""
-
-
-def _mig(facts: Facts, address: str, wanted: bool, busy: str) -> Desired:
-    """MIG mode. To turn it off destroys the instances, and where nothing runs on the GPU NVML does so at once."""
-    there = facts.get(f"{address}/mig-devices", _NOTHING).current
-    if wanted or not there:
-        return Desired(wanted, refused_now=busy)
-    why = there.reason if isinstance(there, Unknown) else _theirs(there if isinstance(there, tuple) else ())
-    return Desired(wanted, refused_now=why, refused_next=why, means=f"{why}.", fix=_destroy(address))
-
-
-def _destroy(address: str) -> str:
-    return f"nvidia-smi mig -dci -i {address}, nvidia-smi mig -dgi -i {address}, then apply again."
-
-
-def _instances(facts: Facts, address: str, wanted: tuple[str, ...], busy: str) -> Desired:
-    there = facts.get(f"{address}/mig-devices", _NOTHING).current
-    others = _theirs(there) if there and isinstance(there, tuple) else ""
-    on = facts.get(f"{address}/mig", _NOTHING).current is True
-    off = "" if on else "they are made once MIG mode is on"
-    return Desired(
-        wanted,
-        refused_now=busy or others or off,
-        fix=_destroy(address),
-    )
+    return {f"{address}/nvml": looked_at(ANSWERS, means, fix)}
 
 
 def _elsewhere(facts: Facts) -> dict[str, Desired]:
@@ -683,22 +537,22 @@ def _elsewhere(facts: Facts) -> dict[str, Desired]:
     known = set(pci.addresses(facts))
     gone = [key.partition("/")[0] for key in facts if key.endswith("/nvml") and key.partition("/")[0] not in known]
     means = "NVML lists it, and the PCI bus does not: it was removed or has fallen off."
-    return {f"{address}/bus": _is(ANSWERS, means, "Reboot this host.") for address in gone}
+    return {f"{address}/bus": looked_at(ANSWERS, means, "Reboot this host.") for address in gone}
 
 
 def _log(facts: Facts, selected: Sequence[str], want: Section) -> dict[str, Desired]:
     """The kernel log since boot: what a GPU or an NVSwitch has said of itself, and is no fault of an application."""
     if "xids" in facts:
-        return {"xids": _is((), "", "Run hostprep as root, or give the kernel log more room: log_buf_len=.")}
+        return {"xids": looked_at((), "", "Run hostprep as root, or give the kernel log more room: log_buf_len=.")}
     others = set(pci.addresses(facts)) - set(selected)
     told = {key: fact.current for key, fact in facts.items() if key.endswith("/xids")}
-    goals = {f"{address}/xids": _is((), "", "") for address in selected}
+    goals = {f"{address}/xids": looked_at((), "", "") for address in selected}
     for key, said in told.items():
         if key.removesuffix("/xids") in others or not isinstance(said, tuple):
             continue
         left = tuple(phrase for phrase in said if xid.number_of(phrase) not in want.get("ignored_xids", ()))
         fix = xid.meaning(xid.number_of(left[0])).fix if left else ""
-        goals[key] = _is((), f"In the kernel log since boot: Xid {'; '.join(left)}.", fix)._replace(counted=left)
+        goals[key] = looked_at((), f"In the kernel log since boot: Xid {'; '.join(left)}.", fix)._replace(counted=left)
     return goals
 
 
@@ -714,13 +568,13 @@ def _installer(facts: Facts, want: Section) -> dict[str, Desired]:
     if "makefile" in want:
         makes = facts.get(f"makefile{want['makefile']}", _NOTHING).current
         means = wrong or f"{want['makefile']} names {makes or 'none, for it is not there'}; the file is {found}."
-        goal = _is(makes if isinstance(makes, str) else "a version", means, _INSTALLER)
+        goal = looked_at(makes if isinstance(makes, str) else "a version", means, _INSTALLER)
         goals["installer/makefile"] = goal._replace(counted=makes if isinstance(makes, Unknown) else found)
     running = facts.get("driver/version", _NOTHING).current
     if isinstance(running, str):
         means = wrong or f"The driver that runs here is {running}; the file is {found}."
-        goals["installer/driver"] = _is(running, means, _INSTALLER)._replace(counted=found)
-    return goals or {"installer": _is(version or "a version", wrong, _INSTALLER)._replace(counted=found)}
+        goals["installer/driver"] = looked_at(running, means, _INSTALLER)._replace(counted=found)
+    return goals or {"installer": looked_at(version or "a version", wrong, _INSTALLER)._replace(counted=found)}
 
 
 _INSTALLER = "Put the file there whose name has the right version, or mend what names it."
@@ -731,70 +585,24 @@ _INSTALLER = "Put the file there whose name has the right version, or mend what 
 
 def disrupts(facts: Facts, change: Change) -> str:
     """Who would lose a GPU: whoever uses it when the driver goes, or what runs on it when MIG changes."""
-    address, _, name = change.key.rpartition("/")
-    if change.key == "modules" or (change.key == "driver" and change.after == UNLOADED):
-        return _used(facts) if change.after != LOADED else ""
-    if name == "mig-devices" and change.before and change.after:
-        return _theirs(_names(change.before))
-    return _processes(facts, address) if name in ("mig", "mig-devices") else ""
-
-
-def _theirs(instances: Sequence[str]) -> str:
-    return f"it has {', '.join(instances)}, and to destroy those is for whoever made them"
+    if change.key in _DRIVER_KEYS:
+        return "" if change.after == LOADED else _used(facts)
+    return modes.disrupts(facts, change)
 
 
 def at_boot(facts: Facts) -> Sequence[Change]:
     """What our boot unit makes again: what the record says and is not so."""
-    changes = []
-    for key, fact in facts.items():
-        address, _, name = key.rpartition("/")
-        recorded = facts.get(f"{address}/recorded", _NOTHING).current
-        if name not in _RECORDED or not isinstance(recorded, tuple) or name not in recorded:
-            continue
-        now, later = fact
-        if now != later and not isinstance(now, Unknown) and not isinstance(later, Unknown):
-            changes.append(Change(NAME, key, Facet.CURRENT, now, later))
-    return changes
+    return [Change(NAME, key, Facet.CURRENT, now, later) for key, now, later in modes.to_make_again(facts)]
 
 
 def apply(host: Host, changes: Sequence[Change]) -> None:
-    modes = [change for change in changes if change.key not in ("modules", "driver")]
     for change in changes:
-        if change not in modes:
+        if change.key in _DRIVER_KEYS:
             (_load if change.facet is Facet.CURRENT else _persist)(host, change)
-    modes.sort(key=_turn)
-    if modes and modes[0].facet is Facet.NEXT_BOOT:
-        _keep(host, modes)
-        return
-    for change in modes:
-        address, _, name = change.key.rpartition("/")
-        if name == "mig":
-            _put_mig(host, address, change.after)
-        elif name != "mig-devices":
-            host.set_gpu(address, name, change.after)
-        elif host.rehearsing or not change.after or _field(host, address, "mig") is True:
-            host.set_gpu(address, "instances", change.after)  # else MIG mode waits for a reboot, and they with it
+    modes.apply(host, NAME, [change for change in changes if change.key not in _DRIVER_KEYS])
 
 
-def _turn(change: Change) -> int:
-    """When its turn is: instances go before MIG mode does, and come after it."""
-    name = change.key.rpartition("/")[2]
-    return -1 if name == "mig-devices" and not change.after else _MODES.index(name)
-
-
-def _put_mig(host: Host, address: str, value: Value) -> None:
-    """MIG mode now or not at all: one that would only wait is for the next boot, and journalled as a change of that."""
-    before = None if host.rehearsing else _field(host, address, "mig-pending")
-    there = None if host.rehearsing or value else _field(host, address, "mig-devices")
-    if isinstance(there, tuple) and there:
-        raise ChangeFailed(_theirs(there), _destroy(address))
-    host.set_gpu(address, "mig", value)
-    if isinstance(before, bool) and before != value and _field(host, address, "mig") != value:
-        host.set_gpu(address, "mig", before)
-
-
-def _field(host: Host, address: str, name: str) -> Reading:
-    return next((gpu.fields.get(name) for gpu in host.nvml([address]).gpus if gpu.address == address), None)
+_DRIVER_KEYS = ("modules", "driver")
 
 
 def _load(host: Host, change: Change) -> None:
@@ -821,26 +629,3 @@ def _persist(host: Host, change: Change) -> None:
         host.replace(_MODULES_LOAD, "# Written by hostprep apply; hostprep revert takes it away.\nnvidia\n")
     elif not wanted:
         host.replace(_MODULES_LOAD, None)
-
-
-def _keep(host: Host, changes: Sequence[Change]) -> None:
-    """What the card keeps goes into the card, and the rest into the record of our boot unit."""
-    record: dict[str, dict[str, Any]] = {a: dict(entry) for a, entry in boot_record.read(host, NAME).items()}
-    for change in changes:
-        address, _, name = change.key.rpartition("/")
-        if address in record and not _is_of(host, address, record[address]):
-            del record[address]
-        if name == "ecc" or (name == "mig" and _keeps_mig(host, address)):
-            host.set_gpu(address, name, change.after)
-            continue
-        entry = record.setdefault(address, {"id": pci.vendor_device(host, address)})
-        entry.pop(name, None)
-        if change.after != _DEFAULTS[name]:
-            entry[name] = change.after
-    kept = {address: entry for address, entry in record.items() if len(entry) > 1}
-    if kept != boot_record.read(host, NAME):
-        boot_record.put(host, NAME, kept)
-
-
-def _keeps_mig(host: Host, address: str) -> bool:
-    return _field(host, address, "architecture") in _KEEPS_MIG

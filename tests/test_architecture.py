@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mstconfig": {"errors", "host", "model"},
     "kmod": {"bootloader", "errors", "host", "model", "pci", "versions"},
     "sriov": {"errors", "host", "model", "pci", "units"},
-    "nvidia": {"errors", "host", "kmod", "model", "pci", "versions"},
+    "nvidia": {"boot_record", "errors", "host", "kmod", "model", "pci"},
     "boot_record": {"errors", "host", "model", "pci"},
     "bootloader": {"errors", "files", "host", "model", "versions"},
     "registry": {"host", "model"},

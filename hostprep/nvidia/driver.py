@@ -11,6 +11,8 @@ from hostprep.host import Host
 from hostprep.nvidia import devices
 
 MAIN = "nvidia"
+LOADED, UNLOADED = "loaded", "unloaded"
+ANSWERS = "answers"  # the bus, NVML, a GPU
 # The driver's own, what comes beside it (GPUDirect, vGPU), and GDRCopy's.
 MODULES = (
     *(MAIN, "nvidia_modeset", "nvidia_drm", "nvidia_uvm", "nvidia_peermem", "nvidia_fs", "nvidia_vgpu_vfio"),
@@ -21,10 +23,10 @@ _DEBIANS = (
     *("nvidia_current", "nvidia_current_open", "nvidia_tesla", "nvidia_tesla_open", "nvidia_tesla_535"),
     *("nvidia_tesla_470", "nvidia_tesla_460", "nvidia_tesla_450", "nvidia_tesla_418", "nvidia_legacy_390xx"),
 )
-_PERSISTENCED = "nvidia-persistenced.service"
+PERSISTENCED = "nvidia-persistenced.service"
 # They load the driver by its name, through nvidia-modprobe, which a blacklist does not stop.
 _LOADERS = (
-    _PERSISTENCED,
+    PERSISTENCED,
     "nvidia-fabricmanager.service",
     "nvidia-powerd.service",
     "dcgm.service",
@@ -179,10 +181,10 @@ def _drm_nodes(host: Host) -> list[str]:
 
 def made_persistent(host: Host) -> bool:
     """Does nvidia-persistenced start at boot, and in the mode that it is there for? nvidia-persistenced(1)"""
-    if not _starts_at_boot(host, _PERSISTENCED):
+    if not _starts_at_boot(host, PERSISTENCED):
         return False
-    files = [path for folder in _UNITS if host.exists(path := f"{folder}/{_PERSISTENCED}")][:1]
-    files += [path for folder in _UNITS for path in host.glob(f"{folder}/{_PERSISTENCED}.d/*.conf")]
+    files = [path for folder in _UNITS if host.exists(path := f"{folder}/{PERSISTENCED}")][:1]
+    files += [path for folder in _UNITS for path in host.glob(f"{folder}/{PERSISTENCED}.d/*.conf")]
     starts = [line for path in files for line in re.findall(r"^ExecStart=(.+)$", host.read(path) or "", re.M)]
     return bool(starts) and "--no-persistence-mode" not in starts[-1]
 

@@ -53,8 +53,10 @@ def goals(facts: Facts, address: str, limits: Mapping[str, Any]) -> dict[str, De
         **_memory(limits),
         **_links(facts, address, limits),
         **_heat(facts, address, limits),
-        "recovery-action": _is("none", "NVIDIA's driver asks for it.", _RESET),
-        "slowdown": _is((), "Its clocks are held down by heat or power.", "Look at its cooling and power supply."),
+        "recovery-action": looked_at("none", "NVIDIA's driver asks for it.", _RESET),
+        "slowdown": looked_at(
+            (), "Its clocks are held down by heat or power.", "Look at its cooling and power supply."
+        ),
     }
     for limit, name in (("temperature", "temperature"), ("ecc_errors", "ecc-aggregate-uncorrectable")):
         if limit in limits and _reading(facts, address, name) is None:
@@ -71,24 +73,27 @@ def _reading(facts: Facts, address: str, name: str) -> Reading:
     return facts.get(f"{address}/{name}", Fact.fixed(None)).current
 
 
-def _is(value: Any, means: str, fix: str, op: str = "==") -> Desired:
+def looked_at(value: Any, means: str, fix: str, op: str = "==") -> Desired:
+    """Something that hostprep does not change."""
     return Desired(value, op=op, live=False, persist=False, means=means, fix=fix)
 
 
 def _memory(limits: Mapping[str, Any]) -> dict[str, Desired]:
     errors = "Its memory has had errors since the driver was loaded that ECC could not correct."
     found = {
-        "ecc-volatile-uncorrectable": _is(0, errors, f"{_RESET} If they come back: {_REPLACE}"),
-        "retired-pages": _is(
+        "ecc-volatile-uncorrectable": looked_at(0, errors, f"{_RESET} If they come back: {_REPLACE}"),
+        "retired-pages": looked_at(
             limits.get("retired_pages", RETIRED_PAGES), "Too many pages of its memory are retired.", _REPLACE, "<="
         ),
-        "retirement-pending": _is(False, "Pages of its memory wait to be retired.", _RESET),
-        "remapping-pending": _is(False, "Rows of its memory wait to be remapped.", _RESET),
-        "remapping-failed": _is(False, "A row of its memory could not be remapped: no spare one is left.", _REPLACE),
+        "retirement-pending": looked_at(False, "Pages of its memory wait to be retired.", _RESET),
+        "remapping-pending": looked_at(False, "Rows of its memory wait to be remapped.", _RESET),
+        "remapping-failed": looked_at(
+            False, "A row of its memory could not be remapped: no spare one is left.", _REPLACE
+        ),
     }
     if "ecc_errors" in limits:
         means = "Its memory has had more errors in its life than ECC could not correct, and this profile allows."
-        found["ecc-aggregate-uncorrectable"] = _is(limits["ecc_errors"], means, _REPLACE, "<=")
+        found["ecc-aggregate-uncorrectable"] = looked_at(limits["ecc_errors"], means, _REPLACE, "<=")
     return found
 
 
@@ -98,22 +103,24 @@ def _links(facts: Facts, address: str, limits: Mapping[str, Any]) -> dict[str, D
     found: dict[str, Desired] = {}
     cable = "Look at dmesg and nvidia-smi nvlink -s; check bridges, baseboard and the fabric manager."
     if isinstance(up, Unknown):
-        found["nvlinks-up"] = _is((), "", "")
+        found["nvlinks-up"] = looked_at((), "", "")
     elif up:
-        found["nvlinks-down"] = _is((), "Some of its NVLinks are down, and others are up.", cable)
+        found["nvlinks-down"] = looked_at((), "Some of its NVLinks are down, and others are up.", cable)
     if "nvlinks" in limits:
         number: Reading = len(up) if isinstance(up, tuple) else 0 if up is None else up
-        found["nvlinks"] = _is(limits["nvlinks"], "Too few of its NVLinks are up.", cable, ">=")._replace(
+        found["nvlinks"] = looked_at(limits["nvlinks"], "Too few of its NVLinks are up.", cable, ">=")._replace(
             counted=number
         )
     if _reading(facts, address, "fabric-state") not in (None, "not-supported"):
         manager = "It is not part of the NVLink fabric: see systemctl status nvidia-fabricmanager."
-        found["fabric-state"] = _is("completed", manager, "Start the fabric manager, and see its log.")
-        found["fabric-status"] = _is(0, "Joining the NVLink fabric ended in an error.", "See the fabric manager's log.")
-        found["fabric-health"] = _is((), "NVML reports the NVLink fabric of this GPU as unhealthy.", cable)
+        found["fabric-state"] = looked_at("completed", manager, "Start the fabric manager, and see its log.")
+        found["fabric-status"] = looked_at(
+            0, "Joining the NVLink fabric ended in an error.", "See the fabric manager's log."
+        )
+        found["fabric-health"] = looked_at((), "NVML reports the NVLink fabric of this GPU as unhealthy.", cable)
     if _busy(facts, address) and isinstance(most := _reading(facts, address, "pcie-generation-max"), int):
         slow = "Under load its PCIe link runs slower than both ends can."
-        found["pcie-generation"] = _is(most, slow, "Seat the card anew; look at slot, riser and BIOS.", ">=")
+        found["pcie-generation"] = looked_at(most, slow, "Seat the card anew; look at slot, riser and BIOS.", ">=")
     return found
 
 
@@ -127,11 +134,11 @@ def _heat(facts: Facts, address: str, limits: Mapping[str, Any]) -> dict[str, De
     """The profile's limit; else the card's own: newer ones tell the degrees that are left, others where they slow."""
     cool = "Look at its cooling."
     if "temperature" in limits:
-        return {"temperature": _is(limits["temperature"], "It is hotter than this profile allows.", cool, "<=")}
+        return {"temperature": looked_at(limits["temperature"], "It is hotter than this profile allows.", cool, "<=")}
     if _reading(facts, address, "temperature-margin") is not None:
         means = "It has so few degrees (Celsius) left until it slows down."
-        return {"temperature-margin": _is(1, means, cool, ">=")}
+        return {"temperature-margin": looked_at(1, means, cool, ">=")}
     slows = _reading(facts, address, "temperature-slowdown")
     if isinstance(slows, int):
-        return {"temperature": _is(slows - 1, f"It slows down from {slows} degrees Celsius on.", cool, "<=")}
-    return {"temperature-slowdown": _is(0, "", cool, ">=")} if isinstance(slows, Unknown) else {}
+        return {"temperature": looked_at(slows - 1, f"It slows down from {slows} degrees Celsius on.", cool, "<=")}
+    return {"temperature-slowdown": looked_at(0, "", cool, ">=")} if isinstance(slows, Unknown) else {}
