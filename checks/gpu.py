@@ -595,6 +595,13 @@ def at_boot(facts: Facts) -> Sequence[Change]:
     return [Change(NAME, key, Facet.CURRENT, now, later) for key, now, later in modes.to_make_again(facts)]
 
 
+def prepare(host: Host) -> None:
+    """At boot: the device nodes that NVML needs, where neither udev nor nvidia-persistenced has made them yet."""
+    if driver.loaded(host) and not host.exists(_CONTROL):
+        minors = [gpu.minor for gpu in devices.gpus(host) if gpu.minor is not None]
+        host.run("nvidia-modprobe", *(word for minor in minors for word in ("-c", str(minor))), timeout=NVML_S)
+
+
 def apply(host: Host, changes: Sequence[Change]) -> None:
     for change in changes:
         if change.key in _DRIVER_KEYS:

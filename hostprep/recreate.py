@@ -14,7 +14,7 @@ from hostprep.host import Host
 from hostprep.judge import show
 from hostprep.model import Change, Facts, Unknown
 from hostprep.perform import Failure, Performer, name_of
-from hostprep.registry import Recreating, recreating
+from hostprep.registry import Recreating, preparation, recreating
 
 TIMEOUT_S = 60.0  # for all devices to be there; a ConnectX-7 takes up to 10 s to come out of reset, and there are many
 
@@ -51,6 +51,11 @@ def recreate(
 
 def _of_check(performer: Performer, check: Recreating, record: boot.Record, before: Callable[[], None]) -> None:
     """Device by device: one whose driver refuses must not take from the others what they have."""
+    if prepare := preparation(check):
+        try:
+            prepare(performer.host)
+        except HostError as e:
+            performer.progress(f"{check.NAME}: {e}")  # what it was for cannot be read then, and that is told
     facts = performer.facts(check)
     if isinstance(facts, Unknown):
         performer.failures.append(Failure(check.NAME, f"cannot be read: {facts.reason}"))

@@ -1,4 +1,4 @@
-"""Finding the checks: every module of `hostprep.checks`. It has four names, and up to four more."""
+"""Finding the checks: every module of `hostprep.checks`. It has four names, and up to seven more."""
 
 from __future__ import annotations
 
@@ -89,6 +89,11 @@ def asking(check: Check) -> Asking | None:
 def recreating(check: Check) -> Recreating | None:
     """The check itself when the boot unit has to make its settings again."""
     return cast(Recreating, check) if hasattr(check, "at_boot") else None
+
+
+def preparation(check: Check) -> Callable[[Host], None] | None:
+    """What makes the device nodes that a check needs to look, at boot: a mere look does not make any."""
+    return getattr(check, "prepare", None)
 
 
 def guarding(check: Check) -> Guarding | None:

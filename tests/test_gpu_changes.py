@@ -265,6 +265,28 @@ def test_what_a_reboot_takes_the_boot_unit_makes_again(node: FakeHost, kernel: K
     assert set(statuses(node, section).values()) == {"pass"}
 
 
+def test_at_boot_the_device_nodes_are_made_that_a_look_does_not_make(
+    node: FakeHost, kernel: Kernel, journal: Journal
+) -> None:
+    """NVIDIA's installer brings no udev rule that makes them, and nvidia-persistenced starts later, if at all."""
+    section = {"gpu": {"persistence": True}}
+    apply(node, section, journal)
+    reboot(node)
+    node.remove("/dev/nvidiactl")
+
+    def nvidia_modprobe(argv: Sequence[str]) -> str:
+        assert list(argv[1:]) == ["-c", "0"]
+        node.put("/dev/nvidiactl", "")
+        return ""
+
+    node.commands["nvidia-modprobe"] = HostError("nvidia-modprobe: not installed")
+    (failure,) = boot(node, journal).failures
+    assert "/dev/nvidiactl: not there" in failure.reason
+    node.commands["nvidia-modprobe"] = nvidia_modprobe
+    assert boot(node, journal).failures == []
+    assert statuses(node, section)[f"gpu/{FIRST}/persistence"] == "pass"
+
+
 def test_a_gpu_that_is_gone_at_boot_is_a_failure_with_a_name(node: FakeHost, kernel: Kernel, journal: Journal) -> None:
     apply(node, {"gpu": {"persistence": True}}, journal)
     node.remove(f"/sys/bus/pci/devices/{FIRST}/driver")
