@@ -165,8 +165,8 @@ def _driver(host: Host, now: tuple[str, ...] | Unknown, later: tuple[str, ...] |
         "modules": Fact(now, later),
         "driver/version": Fact(attempt(driver.version, host), attempt(_later_version, host, later)),
         "driver/on-disk": Fact.fixed(attempt(_on_disk, host)),
-        "driver/forbidden": Fact.fixed(attempt(kmod.forbidden_by, host, "nvidia")),
-        "driver/early": Fact.fixed(attempt(driver.early, host)),
+        "driver/forbidden": Fact.fixed(attempt(kmod.forbidden_by, host, "nvidia") or None),
+        "driver/early": Fact.fixed(attempt(driver.early, host) or None),
     }
 
 
