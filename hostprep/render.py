@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -41,6 +42,8 @@ _VERDICTS = {
 _TITLES = ("STATUS", "SETTING", "WANTED", "NOW", "NEXT BOOT")
 WIDTH = 100  # characters of a line, where no terminal says otherwise
 _NARROW = 10  # a column is not squeezed below this
+_MANY = 3  # rows that say the same of as many devices become one
+_DEVICE = re.compile(r"^[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7](?=/)|(?<=/vf)[0-9]+(?=/)")  # PCI address; VF
 
 
 def plain(text: str, colour: str) -> str:
@@ -57,19 +60,19 @@ def coloured(text: str, colour: str) -> str:
 def text(report: Report, paint: Paint = plain, width: int = WIDTH) -> str:
     """A table per check: what is wanted, what is now, what the next boot brings; under it what to do.
 
-    Settings that follow each other and have the same said about them share what is said. What does not fit into its
-    column goes on below; nothing is cut.
+    Settings that follow each other and have the same said about them share what is said, and of three or more devices
+    that pass with the same values one row is enough. What does not fit into its column goes on below; nothing is cut.
     """
     host, when = _line(report.hostname) or "this host", stamp(report.generated_at)
-    rows = [_row(f) for f in report.findings]
+    findings, rows = _folded(report.findings)
     widths = _fit([max(map(len, column)) for column in zip(_TITLES, *rows, strict=True)], width - 2)
     head = f"hostprep {report.version}  {host}  profile {report.profile}  {when}"
     lines = [paint(head, "bold"), "", *_cells(_TITLES, widths, lambda t: paint(t, "dim"))]
-    for i, (finding, row) in enumerate(zip(report.findings, rows, strict=True)):
-        if i == 0 or finding.check != report.findings[i - 1].check:
+    for i, (finding, row) in enumerate(zip(findings, rows, strict=True)):
+        if i == 0 or finding.check != findings[i - 1].check:
             lines.append(paint(finding.check, "bold"))
         lines += _cells(row, widths, partial(paint, colour=_colour(finding)))
-        if (said := _said(finding)) and not _says_the_same(report.findings[i + 1 : i + 2], finding):
+        if (said := _said(finding)) and not _says_the_same(findings[i + 1 : i + 2], finding):
             lines += _indented(said, widths[0] + 4, width, paint)
     return "\n".join([*lines, "", verdict(report, paint)]) + "\n"
 
@@ -100,6 +103,24 @@ def _summary(report: Report) -> str:
 def _counts(findings: Sequence[Finding]) -> list[str]:
     counts = {status: sum(f.status is status for f in findings) for status in _WORDS}
     return [f"{count} {_WORDS[status][1]}" for status, count in counts.items() if count]
+
+
+def _folded(findings: Iterable[Finding]) -> tuple[list[Finding], list[tuple[str, ...]]]:
+    """The findings that get a row, and the rows: of GPUs and VFs that are all well, one stands for each setting."""
+    found = [(f, _row(f)) for f in findings]
+    common = [(f.check, row[0], _DEVICE.sub("*", row[1]), *row[2:]) for f, row in found]
+    alike: dict[tuple[str, ...], int] = {}
+    for key in common:
+        alike[key] = alike.get(key, 0) + 1
+    rows: list[tuple[Finding, tuple[str, ...]]] = []
+    told: set[tuple[str, ...]] = set()
+    for (f, row), key in zip(found, common, strict=True):
+        if f.status is not Status.PASS or f.waived or alike[key] < _MANY:
+            rows.append((f, row))
+        elif key not in told:
+            rows.append((f, (row[0], f"{key[2]} ({alike[key]})", *row[2:])))
+            told.add(key)
+    return [f for f, _ in rows], [row for _, row in rows]
 
 
 def _row(f: Finding) -> tuple[str, ...]:

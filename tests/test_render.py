@@ -84,6 +84,22 @@ def test_settings_with_the_same_said_about_them_share_it() -> None:
     )
 
 
+def test_many_devices_that_pass_alike_have_one_row_and_one_that_does_not_its_own() -> None:
+    """Eight GPUs, or sixteen VFs with three settings each, are no forty-eight rows."""
+    gpus = [finding(key=f"0000:{bus}:00.0/{name}") for bus in ("04", "05", "84", "85") for name in ("bus", "model")]
+    vfs = [finding(key=f"0000:17:00.{pf}/vf{n}/trust") for pf in (0, 1) for n in range(8)]
+    gpus[5] = finding(Status.FAIL, key="0000:84:00.0/model", current="c")
+    rows = [line for line in lines(*gpus, *vfs) if line.startswith(("  pass", "  FAIL"))]
+    assert [re.split(r" {2,}", row.strip())[1] for row in rows] == [
+        "*/bus (4)",
+        "*/model (3)",
+        "0000:84:00.0/model",
+        "*/vf*/trust (16)",
+    ]
+    two = [finding(key=f"0000:17:00.{pf}/vfs") for pf in (0, 1)]
+    assert "*" not in "".join(lines(*two))
+
+
 def test_another_check_with_the_same_said_about_it_says_it_again() -> None:
     table = lines(*(finding(Status.FAIL, check=check, message="Wrong.") for check in ("swap", "system")))
     assert sum("Wrong." in line for line in table) == 2
