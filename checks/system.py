@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import re
 
-from hostprep import kmod, pci
 from hostprep.errors import HostError
 from hostprep.host import Host, attempt
 from hostprep.model import Desired, Fact, Facts, Goals, Section, Unknown
@@ -83,6 +82,8 @@ def inspect(host: Host) -> Facts:
 
 
 def _modules(host: Host) -> dict[str, Fact]:
+    from hostprep import kmod  # here, in the child: the checks look at once, and start-up is not theirs to share
+
     loaded = set(kmod.modules(host))
     lasting = kmod.come_back(host, loaded, _autoloaded(host))
     facts = {
@@ -94,6 +95,8 @@ def _modules(host: Host) -> dict[str, Fact]:
 
 def _autoloaded(host: Host) -> set[str]:
     """What udev would load for the devices on the PCI bus, though somebody may have unloaded it now."""
+    from hostprep import kmod, pci
+
     paths = (f"{pci.DEVICES}/{address}/modalias" for address in host.names(pci.DEVICES))
     return kmod.autoloaded(host, host.kernel(), [host.read(path) or "" for path in paths])
 
@@ -105,14 +108,14 @@ def decide(facts: Facts, want: Section) -> Goals:
     if "kernel" in want:
         goals["kernel"] = _version(want["kernel"])._replace(fix="Install a newer kernel, and boot it.")
     unread = MODULES if MODULES in facts else ""
-    for name in (kmod.module(n) for n in want.get("modules", {}).get("loaded", ())):
+    for name in (_module(n) for n in want.get("modules", {}).get("loaded", ())):
         built_in = facts.get(f"module/{name}") == Fact.fixed(BUILT_IN)
         goals[f"module/{name}"] = _fixed(BUILT_IN if built_in else LOADED)._replace(
             of=unread,
             means=f"The kernel module {name} is not loaded.",
             fix=f"modprobe {name}, and name it in /etc/modules-load.d/{name}.conf",
         )
-    for name in (kmod.module(n) for n in want.get("modules", {}).get("forbidden", ())):
+    for name in (_module(n) for n in want.get("modules", {}).get("forbidden", ())):
         built_in = facts.get(f"module/{name}") == Fact.fixed(BUILT_IN)
         goals[f"module/{name}"] = _fixed(None)._replace(
             of=unread,
@@ -137,6 +140,12 @@ def _version(text: str) -> Desired:
     if text.startswith(">="):
         return Desired(text[2:].strip(), op=">=", live=False, persist=False)
     return _fixed(text)
+
+
+def _module(name: str) -> str:
+    from hostprep import kmod
+
+    return kmod.module(name)
 
 
 def _os_release(host: Host) -> dict[str, str]:

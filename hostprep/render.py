@@ -43,7 +43,7 @@ _TITLES = ("STATUS", "SETTING", "WANTED", "NOW", "NEXT BOOT")
 WIDTH = 100  # characters of a line, where no terminal says otherwise
 _NARROW = 10  # a column is not squeezed below this
 _MANY = 3  # rows that say the same of as many devices become one
-_DEVICE = re.compile(r"^[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7](?=/)|(?<=/vf)[0-9]+(?=/)")  # PCI address; VF
+_DEVICE = r"^[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7](?=/)|(?<=/vf)[0-9]+(?=/)"  # PCI address; VF
 
 
 def plain(text: str, colour: str) -> str:
@@ -108,7 +108,7 @@ def _counts(findings: Sequence[Finding]) -> list[str]:
 def _folded(findings: Iterable[Finding]) -> tuple[list[Finding], list[tuple[str, ...]]]:
     """The findings that get a row, and the rows: of GPUs and VFs that are all well, one stands for each setting."""
     found = [(f, _row(f)) for f in findings]
-    common = [(f.check, row[0], _DEVICE.sub("*", row[1]), *row[2:]) for f, row in found]
+    common = [(f.check, row[0], _of_any_device(row[1]), *row[2:]) for f, row in found]
     alike: dict[tuple[str, ...], int] = {}
     for key in common:
         alike[key] = alike.get(key, 0) + 1
@@ -121,6 +121,10 @@ def _folded(findings: Iterable[Finding]) -> tuple[list[Finding], list[tuple[str,
             rows.append((f, (row[0], f"{key[2]} ({alike[key]})", *row[2:])))
             told.add(key)
     return [f for f, _ in rows], [row for _, row in rows]
+
+
+def _of_any_device(key: str) -> str:
+    return re.sub(_DEVICE, "*", key) if ":" in key else key  # most hosts need no pattern to be compiled
 
 
 def _row(f: Finding) -> tuple[str, ...]:
