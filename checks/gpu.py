@@ -470,17 +470,16 @@ def _answering(facts: Facts) -> dict[str, Desired]:
         {} if error == _MISMATCH else {"nvml": looked_at(ANSWERS, means, fix)}
     )  # which is told below, with both versions
     now, later = facts["driver/version"]
-    live = facts.get("driver/on-disk", _NOTHING).current == library
     goals["driver/in-step"] = Desired(
         library,
         of="driver/version",
         live=False,
         persist=False,
-        refused_now=f"the library is {library}; to load the module anew needs GPUs that nothing uses" if live else "",
-        means=f"The kernel module is {now}, and the library {library}; the next boot loads {later}.",
+        means=f"The kernel module is {now}, and the library (libnvidia-ml) {library}: the driver was upgraded, and "
+        "nothing works until this host reboots, or the module is unloaded and loaded anew.",
         fix="Reboot this host, or load the module anew."
         if later == library
-        else "Install the module and the library of one version (dkms status), and reboot.",
+        else f"Install module and library of one version (dkms status): the next boot loads {later}. Then reboot.",
     )
     return goals
 

@@ -182,10 +182,11 @@ def _cells(cells: Sequence[str], widths: Sequence[int], first: Callable[[str], s
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    """Lines of at most this width, broken after a space, comma or slash where there is one."""
+    """Lines of at most this width, broken after a space where there is one, else after a comma or slash."""
     lines = []
     while len(text) > width:
-        cut = max(text.rfind(c, 0, width + (c == " ")) for c in " ,/") + 1
+        space = text.rfind(" ", 0, width + 1) + 1
+        cut = space if space > width // 2 else max(space, *(text.rfind(c, 0, width) + 1 for c in ",/"))
         cut = cut if cut > width // 3 else width
         lines.append(text[:cut].rstrip())
         text = text[cut:].lstrip()

@@ -192,8 +192,8 @@ def test_an_nvml_that_hangs_is_unknown_and_the_bus_is_judged_all_the_same(node: 
 @pytest.mark.parametrize(
     ("on_disk", "status", "says"),
     [
-        ("550.127.05", "pending-reboot", "the library is 550.127.05"),
-        (DRIVER, "fail", f"The kernel module is {DRIVER}, and the library 550.127.05"),
+        ("550.127.05", "pending-reboot", f"The kernel module is {DRIVER}, and the library (libnvidia-ml) 550.127.05"),
+        (DRIVER, "fail", "unloaded and loaded anew"),
     ],
 )
 def test_module_and_library_out_of_step(node: MakeNode, on_disk: str, status: str, says: str) -> None:
