@@ -243,6 +243,7 @@ def test_a_boot_at_which_nvml_does_not_answer_is_not_a_success(node: FakeHost, j
     apply(node, {"gpu": {"persistence": True}}, journal)
     if why == "node":
         node.remove("/dev/nvidiactl")
+        node.commands["nvidia-modprobe"] = HostError("nvidia-modprobe: not installed")
     elif why == "nvml":
         node.nvml_answer = nvml({}, error="LIB_RM_VERSION_MISMATCH")
     else:
