@@ -152,10 +152,9 @@ def _file(host: Host, name: str) -> str | None:
     if kind == "makefile":
         text = host.read(path)
         return None if text is None else driver.makefile_version(text, path)
-    size = host.size(path)
-    return (
-        None if size is None else "empty" if size == 0 else driver.installer_version(path) or "no version in its name"
-    )
+    if (size := host.size(path)) is None:
+        return None
+    return driver.installer_version(path) or "no version in its name" if size else "empty"
 
 
 def _driver(host: Host, now: tuple[str, ...] | Unknown, later: tuple[str, ...] | Unknown) -> dict[str, Fact]:
@@ -269,7 +268,10 @@ def decide(facts: Facts, want: Section) -> Goals:
         goals |= _presence(facts, address, want, wanted)
     if wanted in (UNLOADED, VFIO):
         return goals | _in_vain(want, wanted) | modes.forgotten(facts, modes.RECORDED)
-    if facts.get("nvml", _NOTHING).current != ANSWERS:
+    if "nvml" not in facts:
+        return goals
+    goals |= _log(facts, selected, want)  # above all where NVML does not answer: it says why
+    if facts["nvml"].current != ANSWERS:
         return goals
     if want.get("mig") is False:
         goals |= modes.forgotten(facts, ["mig-devices"])
@@ -277,9 +279,7 @@ def decide(facts: Facts, want: Section) -> Goals:
         goals |= _nvml(facts, address)
         if facts.get(f"{address}/nvml", _NOTHING).current == ANSWERS:
             goals |= modes.goals(facts, address, want) | health.goals(facts, address, want)
-    if "cards" not in want:
-        goals |= _elsewhere(facts)
-    return goals | _log(facts, selected, want)
+    return goals | ({} if "cards" in want else _elsewhere(facts))
 
 
 _NOTHING = Fact.fixed(None)
@@ -466,9 +466,8 @@ def _answering(facts: Facts) -> dict[str, Desired]:
     library = facts.get("driver/library", _NOTHING).current
     if not isinstance(library, str):
         return {"nvml": looked_at(ANSWERS, means, fix)}
-    goals = (
-        {} if error == _MISMATCH else {"nvml": looked_at(ANSWERS, means, fix)}
-    )  # which is told below, with both versions
+    # A mismatch is told by driver/in-step alone, with both versions.
+    goals = {} if error == _MISMATCH else {"nvml": looked_at(ANSWERS, means, fix)}
     now, later = facts["driver/version"]
     goals["driver/in-step"] = Desired(
         library,

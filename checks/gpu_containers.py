@@ -33,12 +33,13 @@ from hostprep.errors import CommandFailed, HostError
 from hostprep.host import Host, attempt
 from hostprep.model import Desired, Fact, Facts, Goals, Reading, Section, Unknown
 from hostprep.nvidia import driver
+from hostprep.nvidia.health import looked_at
 
 NAME = "gpu_containers"
 
 _VIA = {"enum": ["any", "cdi", "docker", "podman"]}
 SCHEMA = {
-    "description": "How containers get GPUs: docker's nvidia runtime, a CDI spec, or any of the two.",
+    "description": "How containers get GPUs: docker's nvidia runtime, a CDI spec, podman with one; or any.",
     "anyOf": [
         _VIA,
         {
@@ -420,22 +421,18 @@ def decide(facts: Facts, want: Section) -> Goals:
         version = section["toolkit"].removeprefix(">=").strip()
         op = ">=" if section["toolkit"].startswith(">=") else "=="
         fix = f"Install nvidia-container-toolkit {version}{' or later' if op == '>=' else ''}."
-        goals["toolkit"] = _is(version, "", fix, op)
+        goals["toolkit"] = looked_at(version, "", fix, op)
     via = section.get("via", "any")
     for way in [via] if isinstance(via, str) else via:
         goals |= _way(facts, way)
     return goals
 
 
-def _is(value: Any, means: str, fix: str, op: str = "==") -> Desired:
-    return Desired(value, op=op, live=False, persist=False, means=means, fix=fix)
-
-
 def _gpu(facts: Facts) -> Desired:
     loaded = facts["driver"].current is not None
     why = "NVIDIA's driver drives no GPU on this host" if loaded else "NVIDIA's driver is not loaded"
     fix = "Give the profile a section `gpu: {driver: loaded}`: it tells what is wrong."
-    return _is(1, f"{why}, so no container can get a GPU.", fix, ">=")
+    return looked_at(1, f"{why}, so no container can get a GPU.", fix, ">=")
 
 
 def _way(facts: Facts, way: str) -> dict[str, Desired]:
@@ -448,12 +445,12 @@ def _way(facts: Facts, way: str) -> dict[str, Desired]:
     said = " ".join(_sentence(facts[f"{each}/lacks"].current) for each in ways)
     install = "install nvidia-container-toolkit; " if facts["toolkit"].current is None else ""
     fix = _DOCKER_FIX if way == "docker" else _cdi_fix(facts["cdi/refresh"].current)
-    return {way: _is(READY, said, f"{install}{fix}")}
+    return {way: looked_at(READY, said, f"{install}{fix}")}
 
 
 def _podman(found: Reading) -> Desired:
     means = f"podman is {found}; it knows CDI from 4.1 on." if found else "podman is not installed."
-    return _is(FIRST_WITH_CDI, means, "Install podman 4.1 or later.", ">=")
+    return looked_at(FIRST_WITH_CDI, means, "Install podman 4.1 or later.", ">=")
 
 
 def _better(facts: Facts) -> str:

@@ -52,6 +52,9 @@ class Rules(NamedTuple):
     lines: list[Line]  # of modprobe.d
 
 
+_Arguments = list[tuple[str, set[str]]]  # of the kernel, those that name modules
+
+
 def module(name: str) -> str:
     """The name as the kernel writes it."""
     return name.replace("-", "_")
@@ -96,9 +99,10 @@ def come_back(host: Host, loaded: Collection[str], autoloaded: Collection[str] =
 
     `autoloaded` are more that udev would load for a device, though they are not loaded now.
     """
-    told = rules(host)
+    arguments = _arguments(host)
+    told = _rules(host, arguments)
     for_devices = {name for name in loaded if _drives(host, name)} | set(autoloaded)
-    lasting = for_devices | {name for name in named(host) if not _never_by(told, name)}
+    lasting = for_devices | {name for name in _named(host, arguments) if not _never_by(told, name)}
     lasting = {own_name(name) for name in lasting if not _forbidden_by(told, name)}
     lasting |= early(host) - set(told.refused)
     users = {name: set(host.names(f"/sys/module/{name}/holders")) for name in loaded}
@@ -107,13 +111,12 @@ def come_back(host: Host, loaded: Collection[str], autoloaded: Collection[str] =
     return lasting
 
 
-def named(host: Host) -> dict[str, str]:
-    """Modules that systemd loads at boot because they are named: by which file or kernel argument."""
-    found = {name: f"{key}=" for key, names in _arguments(host) if key.endswith("modules_load") for name in names}
-    for path, text in [("/etc/modules", host.read("/etc/modules") or ""), *_config(host, "modules-load.d")]:
-        for line in text.splitlines():
-            if line.strip() and line.lstrip()[0] not in "#;":
-                found.setdefault(module(line.split()[0]), path)
+def _named(host: Host, arguments: _Arguments) -> set[str]:
+    """Modules that systemd loads at boot because a file or a kernel argument names them."""
+    found = {name for key, names in arguments if key.endswith("modules_load") for name in names}
+    for text in (host.read("/etc/modules") or "", *(text for _, text in _config(host, "modules-load.d"))):
+        lines = (line.split() for line in text.splitlines())
+        found |= {module(words[0]) for words in lines if words and words[0][0] not in "#;"}
     return found
 
 
@@ -122,9 +125,13 @@ def rules(host: Host) -> Rules:
     follows the name in `blacklist` is ignored, of several `install` lines for a name the first counts, and none where
     there is a `softdep` of that name: NVIDIA's packages for RHEL have `softdep nvidia post: nvidia-uvm`.
     """
+    return _rules(host, _arguments(host))
+
+
+def _rules(host: Host, arguments: _Arguments) -> Rules:
     refused: dict[str, str] = {}
     blacklisted: dict[str, str] = {}
-    for key, names in _arguments(host):
+    for key, names in arguments:
         if key.endswith("blacklist"):
             (refused if key == "module_blacklist" else blacklisted).update(dict.fromkeys(names, f"{key}="))
     lines = list(_modprobe_d(host))
@@ -284,7 +291,7 @@ def file_of(host: Host, kernel: str, name: str) -> str | None:
     return next((of[0] for of in files.values()), None)
 
 
-def _arguments(host: Host) -> list[tuple[str, set[str]]]:
+def _arguments(host: Host) -> _Arguments:
     """Kernel arguments that name modules, as `(modules_load, {vfio_pci})`: of the next boot where it is known."""
     boot = bootloader.read(host)
     words = boot.now if isinstance(boot.later, Unknown) else boot.later

@@ -189,6 +189,12 @@ def test_an_nvml_that_hangs_is_unknown_and_the_bus_is_judged_all_the_same(node: 
     assert bad(host, {"count": 1, "model": "A100"}) == {"nvml": "unknown"}
 
 
+def test_an_nvml_that_does_not_answer_does_not_hide_what_the_kernel_log_says(node: MakeNode) -> None:
+    host = node(xids=(FELL_OFF,))
+    host.nvml_answer = HostError("NVML: no answer within 25 s: is the driver stuck?")
+    assert bad(host, {"count": 1}) == {"nvml": "unknown", "xids": "fail"}
+
+
 @pytest.mark.parametrize(
     ("on_disk", "status", "says"),
     [
