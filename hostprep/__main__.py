@@ -17,7 +17,7 @@ from hostprep.errors import HostprepError
 
 _WITH_VALUE = {"--profile", "--format", "--output", "--only"}
 _FLAGS = {"check": {"--no-publish"}, "apply": {"--yes", "--no-publish", "--boot"}}
-_FORMATS = {"text", "json", "prometheus", "nagios", "junit"}
+_FORMATS = {"text", "json", "prometheus", "nagios", "junit"}  # others are read by click
 
 
 def main() -> None:
@@ -73,19 +73,20 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _end(argv: Sequence[str], e: BaseException, message: str, hint: str = "") -> int:
-    """Say what ended it, and its exit status. Nagios reads the first line of stdout and nothing else."""
+    """Say what ended it, and its exit status. Who runs plug-ins reads the first line of stdout and nothing else."""
     from hostprep.report import exit_code
 
-    nagios = any(word in ("nagios", "--format=nagios") for word in argv)
+    plugin = next((name for name in ("nagios", "npd") for word in argv if word in (name, f"--format={name}")), "")
     lines = [_printable(line) for line in message.splitlines() or [""]]
     said = "".join(f"error: {line}\n" for line in lines) + (f"hint: {_printable(hint)}\n" if hint else "")
     with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody listens; the exit status still tells
         sys.stderr.write(said)
-    if nagios:
+    if plugin:
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            sys.stdout.write(f"HOSTPREP UNKNOWN - {lines[0]}\n".replace("|", "/"))
+            unknown = {"nagios": f"HOSTPREP UNKNOWN - {lines[0]}".replace("|", "/"), "npd": lines[0][:80]}
+            sys.stdout.write(f"{unknown[plugin]}\n")
             sys.stdout.flush()
-    return exit_code(e, "nagios" if nagios else "text")
+    return exit_code(e, plugin or "text")
 
 
 def _printable(text: str) -> str:

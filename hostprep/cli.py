@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from hostprep import __version__, commands, engine, registry
+from hostprep import __version__, commands, engine, formats, registry
 from hostprep.errors import UsageError
 from hostprep.quantities import parse_duration
-from hostprep.render import FORMATS
 from hostprep.report import EXIT_CODES, exit_code
 
 if TYPE_CHECKING:  # generic for the type checker since click 8.4, never at run time
@@ -137,7 +136,7 @@ _selection = _options(
 _format = click.option(
     "--format",
     "output_format",
-    type=click.Choice(list(FORMATS)),
+    type=click.Choice(["text", *formats.NAMES]),
     default="text",
     show_default=True,
     help="How to say it.",

@@ -11,7 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hostprep import __version__, engine, files, profile, profile_files, registry, render, report, state
-from hostprep.errors import ChangeFailed, HostprepError, OutputFailed, ProfileError, StateError, UsageError
+from hostprep.errors import (
+    ChangeFailed,
+    HostprepError,
+    OutputFailed,
+    ProfileError,
+    ReportUnusable,
+    StateError,
+    UsageError,
+)
 from hostprep.host import Host
 from hostprep.model import Change, Facet, Fact, Finding, Profile, Status, Unknown, to_json
 
@@ -121,9 +129,26 @@ def inspect(only: tuple[str, ...], output_format: str, root: str | None, record:
 
 
 def show_report(output_format: str, max_age: int | None, output: str | None, wanted: str | None = None) -> int:
-    expected = profile.load(wanted) if wanted is not None or profile_files.of_this_site() else None
-    made = report.usable(state.published(), state.identity(Host()), max_age, expected)
+    try:
+        made = _relied_on(wanted, max_age)
+    except (ReportUnusable, ProfileError) as e:
+        _tell_there_is_none(e, output_format, output)
+        raise
     return _deliver(Look(format=output_format, output=output, publish=False), made)
+
+
+def _relied_on(wanted: str | None, max_age: int | None = None) -> report.Report:
+    """The published report, if it can be relied on: else ReportUnusable, or ProfileError where the profile is wrong."""
+    expected = profile.load(wanted) if wanted is not None or profile_files.of_this_site() else None
+    return report.usable(state.published(), state.identity(Host()), max_age, expected)
+
+
+def _tell_there_is_none(e: HostprepError, output_format: str, output: str | None) -> None:
+    """Whoever reads a file of ours must not go on reading there that this host is ready."""
+    from hostprep import formats
+
+    if say := formats.unusable(output_format):
+        emit(say(ReportUnusable(str(e))), output)
 
 
 def _host(root: str | None) -> Host:
@@ -188,15 +213,23 @@ def _recalled(findings: Sequence[Finding], boot_id: str) -> list[Finding]:
     return [f._replace(fix="The power cycle brings it too.") if f.fix == "Reboot this host." else f for f in told]
 
 
+def _in_format(made: report.Report, name: str) -> str:
+    if name == "text":
+        return render.text(made)
+    from hostprep import formats
+
+    return formats.of(name)(made)
+
+
 def _deliver(look: Look, made: report.Report) -> int:
     """Publish the report where the cluster waits for it, and say it where it was asked for."""
     failed = _publish(look, made)
-    if failed and look.format == "nagios":  # it reads one line, and that must be the failure's
+    if failed and look.format in ("nagios", "npd"):  # they read one line, and that must be the failure's
         raise failed
     if look.format == "text" and look.output is None:
         emit(render.text(made, _paint(), _width()))
     else:
-        emit(render.FORMATS[look.format](made), look.output)
+        emit(_in_format(made, look.format), look.output)
     if failed:
         raise failed
     return report.exit_code(made, look.format)
@@ -228,8 +261,8 @@ def _report_broken_profile(look: Look, host: Host, e: ProfileError) -> None:
     mistyped = look.profile is not None and "/" not in look.profile and not os.path.exists(look.profile)
     if failed := None if mistyped else _publish(look, made):
         _say(f"error: {failed}")
-    if look.output or look.format not in ("text", "nagios"):  # these two have it from the error itself
-        emit(render.FORMATS[look.format](made), look.output)
+    if look.output or look.format not in ("text", "nagios", "npd"):  # these have it from the error itself
+        emit(_in_format(made, look.format), look.output)
 
 
 # -- changing -------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a person or a monitoring system reads: pure functions from a report to text."""
+"""What a person reads in a terminal: pure functions from a report, a plan or facts to text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from hostprep.judge import show, show_beside, show_desired
 from hostprep.model import Change, Desired, Facet, Fact, Finding, Status, Unknown
-from hostprep.report import NOT_READY, PENDING, POWER_CYCLE, READY, UNKNOWN, Report, dumps, stamp
+from hostprep.report import NOT_READY, PENDING, POWER_CYCLE, READY, UNKNOWN, Report, stamp
 
 if TYPE_CHECKING:
     from hostprep.engine import Batch, Planned
@@ -63,7 +63,7 @@ def text(report: Report, paint: Paint = plain, width: int = WIDTH) -> str:
     Settings that follow each other and have the same said about them share what is said, and of three or more devices
     that pass with the same values one row is enough. What does not fit into its column goes on below; nothing is cut.
     """
-    host, when = _line(report.hostname) or "this host", stamp(report.generated_at)
+    host, when = line(report.hostname) or "this host", stamp(report.generated_at)
     findings, rows = _folded(report.findings)
     widths = _fit([max(map(len, column)) for column in zip(_TITLES, *rows, strict=True)], width - 2)
     head = f"hostprep {report.version}  {host}  profile {report.profile}  {when}"
@@ -86,10 +86,10 @@ def verdict(report: Report, paint: Paint = plain) -> str:
     if report.verdict == READY and waived:
         word += f" ({waived} waived)"
     part = f" (only {', '.join(report.selection)} looked at)" if report.selection is not None else ""
-    return paint(word, colour) + part + ": " + _summary(report)
+    return paint(word, colour) + part + ": " + summary(report)
 
 
-def _summary(report: Report) -> str:
+def summary(report: Report) -> str:
     """`1 failed, 7 passed, 1 waived; advisory: 3 unknown`: what decides comes first."""
     counting = [f for f in report.findings if f.counts or (f.status is Status.PASS and not f.waived)]
     waived = sum(bool(f.waived) for f in report.findings)
@@ -128,11 +128,11 @@ def _of_any_device(key: str) -> str:
 
 
 def _row(f: Finding) -> tuple[str, ...]:
-    now, later = (_line(show_beside(side, f.desired)) for side in f.fact)
+    now, later = (line(show_beside(side, f.desired)) for side in f.fact)
     word = "waived" if f.waived else _WORDS[f.status][0]
     if f.advisory and not f.waived and f.status not in (Status.PASS, Status.UNKNOWN):
         word = "advisory"
-    return word, _line(f.key), _line(show_desired(f.desired)), now, "same" if later == now else later
+    return word, line(f.key), line(show_desired(f.desired)), now, "same" if later == now else later
 
 
 def _colour(f: Finding) -> str:
@@ -142,9 +142,9 @@ def _colour(f: Finding) -> str:
 def _said(f: Finding) -> tuple[str, str] | None:
     """What a finding that is not pass means, and what to do. What its row says already is not said again."""
     known = f"Wanted {show_desired(f.desired)}, found {show_beside(f.fact.current, f.desired)}."
-    message = _line(f.message.removeprefix(known).strip())
+    message = line(f.message.removeprefix(known).strip())
     todo = f"waived: {f.waived}" if f.waived else f"-> {f.fix}" if f.fix else ""
-    return (message, _line(todo)) if message or todo else None
+    return (message, line(todo)) if message or todo else None
 
 
 def _says_the_same(following: Sequence[Finding], f: Finding) -> bool:
@@ -155,10 +155,10 @@ def _indented(said: tuple[str, str], indent: int, width: int, paint: Paint) -> l
     """The meaning is wrapped; what to do is not, since somebody may copy it."""
     message, todo = said
     lines = _wrap(message, max(width - indent, 2 * _NARROW)) if message else []
-    return [" " * indent + line for line in [*lines, *([paint(todo, "cyan")] if todo else [])]]
+    return [" " * indent + row for row in [*lines, *([paint(todo, "cyan")] if todo else [])]]
 
 
-def _line(text: str) -> str:
+def line(text: str) -> str:
     """Text of this host made fit for a terminal: one line, no control characters."""
     return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
 
@@ -193,125 +193,9 @@ def _wrap(text: str, width: int) -> list[str]:
     return [*lines, text]
 
 
-# -- machines -------------------------------------------------------------------------------------
-
-
-json = dumps
-
-
-def prometheus(report: Report) -> str:
-    """The text exposition format, for node_exporter's textfile collector."""
-    lines: list[str] = []
-
-    def metric(name: str, meaning: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> None:
-        lines.append(f"# HELP hostprep_{name} {meaning}")
-        lines.append(f"# TYPE hostprep_{name} gauge")
-        for labels, value in samples:
-            inner = ",".join(f'{k}="{_label(v)}"' for k, v in labels.items())
-            lines.append(f"hostprep_{name}{{{inner}}} {value:g}" if inner else f"hostprep_{name} {value:.10g}")
-
-    profile = {"profile": report.profile}
-    statuses = {check: {f.status for f in report.findings if f.check == check} for check in _checks(report)}
-    metric("build_info", "Version of hostprep that made the report.", [({"version": report.version}, 1)])
-    metric("ready", "Is the host ready by its profile (1) or not (0)?", [(profile, report.verdict == READY)])
-    metric(
-        "verdict", "The verdict: 1 for the one in force.", [({"verdict": v}, report.verdict == v) for v in _VERDICTS]
-    )
-    metric("reboot_required", "Does something wait for a reboot?", [({}, report.reboot_required)])
-    metric("report_timestamp_seconds", "When the report was made.", [({}, report.generated_at)])
-    metric(
-        "report_valid_until_seconds", "Until when it may be relied on.", [({}, report.generated_at + report.valid_for)]
-    )
-    metric(
-        "boot_time_seconds", "When the boot began that it is of.", [({}, round(report.generated_at - report.uptime))]
-    )
-    metric("duration_seconds", "How long the look took.", [({}, report.duration_ms / 1000)])
-    metric(
-        "check_duration_seconds",
-        "How long one check took.",
-        [({"check": check}, ms / 1000) for check, ms in report.durations.items()],
-    )
-    metric(
-        "check_status",
-        "Has the check a finding of this status (1) or none (0)?",
-        [({"check": c, "status": s.value}, s in found) for c, found in statuses.items() for s in Status],
-    )
-    metric(
-        "finding_ok",
-        "Is the setting as wanted, now and after a reboot (1) or not (0)?",
-        [
-            ({"check": f.check, "key": f.key, "required": "true" if f.counts else "false"}, f.status is Status.PASS)
-            for f in report.findings
-        ],
-    )
-    waived = [f for f in report.findings if f.waived]
-    metric("waived_findings", "How many findings a waiver covers.", [({}, len(waived))])
-    metric("finding_waived", "A waiver covers this finding.", [({"check": f.check, "key": f.key}, 1) for f in waived])
-    return "\n".join(lines) + "\n"
-
-
-def nagios(report: Report) -> str:
-    """One line with performance data, as Nagios, Icinga and their kin take it from a plug-in."""
-    word = {READY: "OK", PENDING: "WARNING", POWER_CYCLE: "WARNING", NOT_READY: "CRITICAL", UNKNOWN: "UNKNOWN"}[
-        report.verdict
-    ]
-    bad = [f"{f.name} {f.status.value}" for f in report.findings if f.counts and f.status is not Status.PASS]
-    bad += [f"{f.name} waived: {f.waived}" for f in report.findings if f.waived]
-    data = " ".join(f"{s.value}={sum(f.status is s for f in report.findings)}" for s in Status)
-    said = _line(": ".join([_summary(report), *(["; ".join(bad)] if bad else [])])).replace("|", "/")
-    return f"HOSTPREP {word} - {said} | {data} duration={report.duration_ms / 1000:.3f}s\n"
-
-
-def junit(report: Report) -> str:
-    """A test suite per check, a test case per finding; unknown is an error, advisory and waived ones are skipped."""
-    from xml.sax.saxutils import escape, quoteattr
-
-    suites = []
-    for check in _checks(report):
-        findings = [f for f in report.findings if f.check == check]
-        cases = []
-        for f in findings:
-            body = ""
-            if f.status not in (Status.PASS, Status.VOLATILE):
-                kind = "skipped" if not f.counts else "error" if f.status is Status.UNKNOWN else "failure"
-                said = f"{f.message}\n{f.fix}".strip()
-                title = f"waived: {f.waived}" if f.waived else f.message
-                body = f"<{kind} message={quoteattr(_line(title))}>{escape(_xml(said))}</{kind}>"
-            names = f"classname={quoteattr(f'hostprep.{check}')} name={quoteattr(_line(f.key))}"
-            cases.append(f"    <testcase {names}>{body}</testcase>")
-        counts = [sum(f"<{kind} " in case for case in cases) for kind in ("failure", "error", "skipped")]
-        words = ("failures", "errors", "skipped")
-        numbers = " ".join(f'{word}="{count}"' for word, count in zip(words, counts, strict=True))
-        numbers = f'tests="{len(cases)}" {numbers} time="{report.durations.get(check, 0) / 1000:.3f}"'
-        suites.append("\n".join([f"  <testsuite name={quoteattr(check)} {numbers}>", *cases, "  </testsuite>"]))
-    return (
-        '<?xml version="1.0" encoding="UTF-8"?>\n<testsuites name="hostprep">\n'
-        + "\n".join(suites)
-        + "\n</testsuites>\n"
-    )
-
-
-def _checks(report: Report) -> list[str]:
+def checks(report: Report) -> list[str]:
     """The checks that were run, and those that only have a finding: a profile that is not valid is one."""
     return list(dict.fromkeys([*report.durations, *(f.check for f in report.findings)]))
-
-
-def _label(value: str) -> str:
-    text = "".join(c if c.isprintable() or c == "\n" else " " for c in value)
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-
-
-def _xml(text: str) -> str:
-    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
-
-
-FORMATS: dict[str, Callable[[Report], str]] = {
-    "text": text,
-    "json": json,
-    "prometheus": prometheus,
-    "nagios": nagios,
-    "junit": junit,
-}
 
 
 # -- plans and facts ------------------------------------------------------------------------------
@@ -333,9 +217,9 @@ def plan(batches: Sequence[Batch], paint: Paint = plain) -> str:
                 continue
             lines.append("  " + paint(_change(item.change, item.desired), "yellow"))
             if item.desired and item.desired.disrupts and batch.facet is Facet.CURRENT:
-                lines.append("    " + paint(f"disrupts: {_line(item.desired.disrupts)}", "red"))
+                lines.append("    " + paint(f"disrupts: {line(item.desired.disrupts)}", "red"))
             if item.desired and item.desired.final:
-                lines.append("    " + paint(f"cannot be taken back: {_line(item.desired.final)}", "red"))
+                lines.append("    " + paint(f"cannot be taken back: {line(item.desired.final)}", "red"))
         lines += [*_steps(batch.steps, paint), ""]
     refused = [p for batch in batches for p in batch.planned if p.refused]
     if refused:
@@ -353,12 +237,12 @@ def _why_refused(item: Planned) -> tuple[str, str]:
     """The reason, and what to do about it where it is the check's own."""
     wanted = item.desired
     fix = wanted.fix if wanted and item.refused in (wanted.refused_now, wanted.refused_next) else ""
-    return _line(item.refused), f"-> {_line(fix)}" if fix else ""
+    return line(item.refused), f"-> {line(fix)}" if fix else ""
 
 
 def _change(change: Change, desired: Desired | None) -> str:
-    before, after = (_line(show_beside(side, desired)) for side in (change.before, change.after))
-    return f"{_line(change.key)}: {before} -> {after}"
+    before, after = (line(show_beside(side, desired)) for side in (change.before, change.after))
+    return f"{line(change.key)}: {before} -> {after}"
 
 
 def left_over(findings: Sequence[Finding], paint: Paint = plain) -> str:
@@ -366,8 +250,8 @@ def left_over(findings: Sequence[Finding], paint: Paint = plain) -> str:
     lines = []
     for i, f in enumerate(findings):
         advisory = " (advisory)" if f.advisory else ""
-        found = _line(show_beside(f.fact.current, f.desired))
-        lines.append(f"  {f.name}{advisory}: wanted {_line(show_desired(f.desired))}, found {found}")
+        found = line(show_beside(f.fact.current, f.desired))
+        lines.append(f"  {f.name}{advisory}: wanted {line(show_desired(f.desired))}, found {found}")
         if (said := _said(f)) and not _says_the_same(findings[i + 1 : i + 2], f):
             lines += _indented(said, 4, WIDTH, paint)
     return "\n".join([paint("Left to you: hostprep cannot change it", "bold"), *lines, "", ""]) if lines else ""
@@ -381,7 +265,7 @@ def revert(changes: Sequence[Change], steps: Sequence[Step], foreign: Sequence[s
         sides = f"{show(change.before)} -> {show(change.after)}"
         lines.append("  " + paint(f"{change.check}/{change.key} ({when}): {sides}", "yellow"))
     lines += _steps(steps, paint)
-    lines += [f"  {_line(said)}" for said in foreign]
+    lines += [f"  {line(said)}" for said in foreign]
     return "\n".join(lines) + "\n"
 
 
@@ -389,9 +273,9 @@ def _steps(steps: Sequence[Step], paint: Paint) -> list[str]:
     lines = []
     for step in steps:
         lines.append("    " + paint(f"# {step.command}" if not step.diff else step.command, "cyan"))
-        for line in step.diff.splitlines():
-            colour = {"+": "green", "-": "red"}.get(line[:1], "dim")
-            lines.append("      " + paint(_line(line), colour))
+        for row in step.diff.splitlines():
+            colour = {"+": "green", "-": "red"}.get(row[:1], "dim")
+            lines.append("      " + paint(line(row), colour))
     return lines
 
 
@@ -401,7 +285,7 @@ def failures(failed: Sequence[Failure], paint: Paint = plain) -> str:
         lines.append(paint("failed", "red") + f"  {failure.name}: {failure.reason}")
         if failure.hint:
             lines.append(f"        -> {failure.hint}")
-    return "".join(f"{line}\n" for line in lines)
+    return "".join(f"{row}\n" for row in lines)
 
 
 def facts(everything: Mapping[str, Mapping[str, Fact] | Unknown], paint: Paint = plain) -> str:
@@ -413,7 +297,7 @@ def facts(everything: Mapping[str, Mapping[str, Fact] | Unknown], paint: Paint =
     for check, found in everything.items():
         lines.append(paint(check, "bold"))
         if isinstance(found, Unknown):
-            lines.append(f"  unknown: {_line(found.reason)}")
+            lines.append(f"  unknown: {line(found.reason)}")
             continue
         folded: dict[tuple[str, Fact], list[str]] = {}
         width = min(max((len(k) for k in found), default=0), WIDTH // 3)
@@ -422,15 +306,15 @@ def facts(everything: Mapping[str, Mapping[str, Fact] | Unknown], paint: Paint =
             if slash and sum(k.startswith(f"{prefix}/") for k in found) > 20:
                 folded.setdefault((prefix, fact), []).append(rest)
                 continue
-            lines.append(f"  {_line(key):<{width}}  {_fact(fact)}")
+            lines.append(f"  {line(key):<{width}}  {_fact(fact)}")
         for (prefix, fact), keys in folded.items():
-            names = ", ".join(map(_line, keys[:6])) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
-            lines.append(f"  {_line(prefix):<{width}}  {_fact(fact)}: {names}")
+            names = ", ".join(map(line, keys[:6])) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
+            lines.append(f"  {line(prefix):<{width}}  {_fact(fact)}: {names}")
         reasons = dict.fromkeys(r.reason for fact in found.values() for r in fact if isinstance(r, Unknown))
-        lines += [f"  unknown: {_line(reason)}" for reason in reasons]
+        lines += [f"  unknown: {line(reason)}" for reason in reasons]
     return "\n".join(lines) + "\n"
 
 
 def _fact(fact: Fact) -> str:
-    now, later = (_line(show(r)) for r in fact)
+    now, later = (line(show(r)) for r in fact)
     return now if now == later else f"{now}  (next boot: {later})"

@@ -28,6 +28,7 @@ SCHEMA_VERSION = 1
 SCHEMA_FILE = os.path.join(os.path.dirname(__file__), "schemas", "report.schema.json")
 READY, NOT_READY, PENDING, UNKNOWN = "ready", "not-ready", "pending-reboot", "unknown"
 POWER_CYCLE = "pending-power-cycle"
+VERDICTS = (READY, NOT_READY, PENDING, POWER_CYCLE, UNKNOWN)
 
 # 1 to 9 speak of the host, 64 to 78 of hostprep.
 EXIT_CODES = {
@@ -56,7 +57,13 @@ _OF_ERROR: dict[type[HostprepError], int] = {
     ProfileError: 78,
     StateError: 78,
 }
-_OF_VERDICT_FOR_NAGIOS = {READY: 0, PENDING: 1, POWER_CYCLE: 1, NOT_READY: 2, UNKNOWN: 3}
+# Plug-ins of monitoring systems have codes of their own. node-problem-detector takes 0 for OK, 1 for a problem and all
+# else for unknown (pkg/custompluginmonitor/types).
+_OF_VERDICT_FOR = {
+    "nagios": {READY: 0, PENDING: 1, POWER_CYCLE: 1, NOT_READY: 2, UNKNOWN: 3},
+    "npd": {READY: 0, PENDING: 1, POWER_CYCLE: 1, NOT_READY: 1, UNKNOWN: 2},
+}
+_OF_ANY_ERROR_FOR = {"nagios": 3, "npd": 2}
 
 
 class Report(NamedTuple):
@@ -136,11 +143,11 @@ def make(
 
 
 def exit_code(outcome: Report | BaseException, output: str = "text") -> int:
-    """The exit status of an outcome: the only place that decides one. Nagios alone has codes of its own."""
+    """The exit status of an outcome: the only place that decides one. Plug-ins alone have codes of their own."""
     if isinstance(outcome, Report):
-        return (_OF_VERDICT_FOR_NAGIOS if output == "nagios" else _OF_VERDICT)[outcome.verdict]
-    if output == "nagios":
-        return 3
+        return _OF_VERDICT_FOR.get(output, _OF_VERDICT)[outcome.verdict]
+    if output in _OF_ANY_ERROR_FOR:
+        return _OF_ANY_ERROR_FOR[output]
     if isinstance(outcome, KeyboardInterrupt):
         return 130
     return next((code for kind, code in _OF_ERROR.items() if isinstance(outcome, kind)), 70)

@@ -18,7 +18,7 @@ from conftest import MakeHost, profile
 from fakes import debian
 
 import hostprep.__main__ as entry
-from hostprep import commands, errors, profile_files, profile_source, registry, render, report, state
+from hostprep import commands, errors, formats, profile_files, profile_source, registry, report, state
 from hostprep.model import Desired, Fact, Finding, Status
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +42,7 @@ def error(kind: type[errors.HostprepError]) -> errors.HostprepError:
     return errors.ProfileError(["p.yaml:1:1: wrong"]) if kind is errors.ProfileError else kind("wrong", "do it right")
 
 
-@pytest.mark.parametrize("name", [n for n in render.FORMATS if n != "nagios"])
+@pytest.mark.parametrize("name", [n for n in ("text", *formats.NAMES) if n not in ("nagios", "npd")])
 @pytest.mark.parametrize("status", OF_STATUS)
 def test_the_verdict_gives_the_same_status_in_every_format(status: str, name: str) -> None:
     """T14: a format changes how it is said and not what is said."""

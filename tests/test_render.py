@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from conftest import profile
 
-from hostprep import render, report
+from hostprep import formats, render, report
 from hostprep.engine import Batch, Planned
+from hostprep.formats import junit, nagios, prometheus
 from hostprep.host.rehearsal import Step
 from hostprep.model import Change, Desired, Facet, Fact, Finding, Reading, Status, Unknown
 from hostprep.report import Identity, Report
@@ -178,12 +179,12 @@ def test_text_of_the_host_cannot_write_on_the_terminal() -> None:
 
 @pytest.mark.parametrize("whole", [EVIL, made(UNKNOWN, WAIVED)], ids=["hostile", "plain"])
 def test_junit_is_xml_with_a_case_for_each_finding(whole: Report) -> None:
-    root = ET.fromstring(render.junit(whole).encode("utf-8", "replace"))
+    root = ET.fromstring(junit.render(whole).encode("utf-8", "replace"))
     assert len(root.findall("./testsuite/testcase")) == len(whole.findings)
 
 
 def test_junit_counts_what_decides() -> None:
-    (suite,) = ET.fromstring(render.junit(made(PASS, FAIL, UNKNOWN, PENDING, ADVISORY, WAIVED))).findall("testsuite")
+    (suite,) = ET.fromstring(junit.render(made(PASS, FAIL, UNKNOWN, PENDING, ADVISORY, WAIVED))).findall("testsuite")
     numbers = {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")}
     assert numbers == {"tests": "6", "failures": "2", "errors": "1", "skipped": "2"}
     assert [s.get("message") for s in suite.findall("./testcase/skipped")][1] == "waived: dumps (until 2999-01-01)"
@@ -192,9 +193,9 @@ def test_junit_counts_what_decides() -> None:
 def test_a_check_without_an_answer_is_in_every_format() -> None:
     """A profile that is not valid has a finding and no check; a JUnit file without a case would look like success."""
     broken = made(finding(Status.UNKNOWN, "*", check="profile", message="not valid"))
-    assert "<error " in render.junit(broken)
-    assert 'hostprep_check_status{check="profile",status="unknown"} 1' in render.prometheus(broken)
-    assert "profile/* unknown" in render.nagios(broken)
+    assert "<error " in junit.render(broken)
+    assert 'hostprep_check_status{check="profile",status="unknown"} 1' in prometheus.render(broken)
+    assert "profile/* unknown" in nagios.render(broken)
 
 
 @pytest.mark.parametrize("whole", [EVIL, made(PASS, WAIVED, ADVISORY), made()], ids=["hostile", "plain", "empty"])
@@ -202,7 +203,7 @@ def test_promtool_accepts_the_metrics(whole: Report) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed (package prometheus)")
-    data = render.prometheus(whole).encode("utf-8", "replace")
+    data = prometheus.render(whole).encode("utf-8", "replace")
     done = subprocess.run([promtool, "check", "metrics"], input=data, capture_output=True)
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
@@ -210,7 +211,7 @@ def test_promtool_accepts_the_metrics(whole: Report) -> None:
 def test_each_sample_is_one_line() -> None:
     assert all(
         line.startswith(("# HELP hostprep_", "# TYPE hostprep_", "hostprep_"))
-        for line in render.prometheus(EVIL).split("\n")[:-1]
+        for line in prometheus.render(EVIL).split("\n")[:-1]
     )
 
 
@@ -228,29 +229,29 @@ def test_each_sample_is_one_line() -> None:
     ],
 )
 def test_nagios_gets_one_line(findings: list[Finding], start: str) -> None:
-    assert render.nagios(made(*findings)).startswith(start)
+    assert nagios.render(made(*findings)).startswith(start)
 
 
 def test_what_waits_for_a_power_cycle_is_told_apart_from_what_waits_for_a_reboot() -> None:
     """Whoever reboots by hostprep_reboot_required must not do so where no reboot helps."""
-    metrics = render.prometheus(made(POWER)).splitlines()
+    metrics = prometheus.render(made(POWER)).splitlines()
     assert 'hostprep_verdict{verdict="pending-power-cycle"} 1' in metrics
     assert "hostprep_reboot_required 0" in metrics
     assert 'hostprep_check_status{check="swap",status="pending-power-cycle"} 1' in metrics
-    (suite,) = ET.fromstring(render.junit(made(POWER))).findall("testsuite")
+    (suite,) = ET.fromstring(junit.render(made(POWER))).findall("testsuite")
     assert suite.get("failures") == "1"
     row = next(line for line in lines(POWER) if "devices" in line)
     assert row.split()[0] == "power"
 
 
 def test_nagios_gets_one_line_and_one_bar_whatever_the_host_says() -> None:
-    said = render.nagios(EVIL)
+    said = nagios.render(EVIL)
     assert (said.count("|"), said.count("\n"), said[:-1].isprintable()) == (1, 1, True)
 
 
-@pytest.mark.parametrize("name", [n for n in render.FORMATS if n != "text"])
+@pytest.mark.parametrize("name", formats.NAMES)
 def test_a_waiver_is_shown_to_machines_too(name: str) -> None:
-    shown = render.FORMATS[name](made(PASS, WAIVED))
+    shown = formats.of(name)(made(PASS, WAIVED))
     assert ("hostprep_finding_waived" if name == "prometheus" else "dumps (until 2999-01-01)") in shown
 
 
