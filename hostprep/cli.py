@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from hostprep import __version__, commands, engine, formats, registry
+from hostprep import __version__, commands, engine, formats, packages, registry
 from hostprep.errors import UsageError
 from hostprep.quantities import parse_duration
 from hostprep.report import EXIT_CODES, exit_code
@@ -79,6 +79,13 @@ class Duration(_ParamType):
         except ValueError as e:
             self.fail(str(e), param, ctx)
         return seconds or self.fail("it must be at least 1s", param, ctx)
+
+
+class Patience(Duration):
+    """Seconds, where none is an answer too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return 0 if str(value) in ("0", "0s") else super().convert(value, param, ctx)
 
 
 class CheckName(_ParamType):
@@ -309,6 +316,39 @@ def report(output_format: str, output: str | None, max_age: int | None, profile:
     return commands.show_report(output_format, max_age, output, profile)
 
 
+@main.command(epilog=_EPILOG)
+@click.option("--timeout", type=Patience(), default="10m", show_default=True, help="Give up after this; 0: ask once.")
+@click.option("--max-age", type=Duration(), help="Wait for a report that is no older, though it says it is valid.")
+@click.option("--profile", type=ProfileName(), help="Wait for a report of this profile, as it is now.")
+def wait(timeout: int, max_age: int | None, profile: str | None) -> int:
+    """Wait until this host is ready, then let go.
+
+    Returns with status 0 as soon as there is a report of this machine, this boot and this profile that is still valid
+    and says ready. Looks at nothing itself: hostprep-check.timer does, or hostprep check. When it gives up it says
+    what is still missing.
+
+    \b
+      hostprep wait && make create-cluster-with-all
+    """
+    return commands.wait(profile, timeout, max_age)
+
+
+@main.command()
+@click.option(
+    "--listen",
+    metavar="ADDRESS:PORT",
+    help="Where to listen. Default: 127.0.0.1:9617, or the sockets that systemd hands over.",
+)
+@click.option("--profile", type=ProfileName(), help="Refuse a report that is not of this profile, as it is now.")
+def serve(listen: str | None, profile: str | None) -> int:
+    """Serve the published report over HTTP, to whoever may only read.
+
+    /metrics for Prometheus, /report.json, /healthz (200 when ready, else 503), and a page for people at /. The report
+    is read anew for every answer; one that cannot be relied on is 503. hostprep install serve has systemd listen.
+    """
+    return commands.serve(listen, profile)
+
+
 @main.command()
 @click.option("--only", multiple=True, type=CheckName(), help="Look at this check only. May be given more than once.")
 @_plan_format
@@ -370,6 +410,20 @@ def profiles_validate(file: str) -> int:
     return commands.profiles_validate(file)
 
 
+@profiles.command("from-makefile")
+@click.argument("file", type=click.Path(), metavar="MAKEFILE")
+def profiles_from_makefile(file: str) -> int:
+    """A profile made from a site's Makefile of OpenKasugai all-in-one.
+
+    It is read, never run. What it says of ports, VFs and the GPU's driver becomes sections, with comments; read it
+    and correct it before it is put in place.
+
+    \b
+      hostprep profiles from-makefile Makefile > /etc/hostprep/profile.yaml
+    """
+    return commands.profiles_from_makefile(file)
+
+
 @main.command()
 @click.argument("which", type=click.Choice(["report", "profile"]), default="report")
 def schema(which: str) -> int:
@@ -378,6 +432,65 @@ def schema(which: str) -> int:
     Both are of draft 2020-12. That of reports is for whoever reads them, that of profiles for editors.
     """
     return commands.schema(which)
+
+
+_targets = click.argument(
+    "targets", metavar="TARGET...", nargs=-1, required=True, type=click.Choice(list(packages.TARGETS))
+)
+_join_options = _options(
+    click.option(
+        "--gate",
+        "gates",
+        metavar="UNIT",
+        multiple=True,
+        help="With systemd: this service starts only when the host is ready, such as pbs.service. May be repeated.",
+    ),
+    click.option("--root", metavar="DIR", help="The root directory of an image, instead of this host."),
+    click.option("--dry-run", is_flag=True, help="Only show what would be done."),
+)
+
+
+def _list_of_targets() -> str:
+    width = max(map(len, packages.TARGETS))
+    return "\b\nTargets:\n" + "\n".join(f"  {n:<{width}}  {t.about}" for n, t in packages.TARGETS.items())
+
+
+@main.command(epilog=_list_of_targets())
+@_targets
+@_join_options
+@click.option("--textfile-directory", "textfiles", metavar="DIR", help="With prometheus: node_exporter's.")
+def install(
+    targets: tuple[str, ...], gates: tuple[str, ...], root: str | None, dry_run: bool, textfiles: str | None
+) -> int:
+    """Join this host to what reads its report. Needs root.
+
+    Puts files in place, with the path of this hostprep in them, shows what it did and what to run next. It enables
+    and starts nothing itself. A file that hostprep did not put there is never replaced.
+
+    \b
+      hostprep install systemd --gate pbs.service
+      hostprep install prometheus bash-completion
+    """
+    _must_belong(gates, targets, "--gate", "systemd")
+    _must_belong(textfiles, targets, "--textfile-directory", "prometheus")
+    return commands.install(commands.Join(targets, gates, root, textfiles, dry_run, _completion))
+
+
+@main.command(epilog=_list_of_targets())
+@_targets
+@_join_options
+def uninstall(targets: tuple[str, ...], gates: tuple[str, ...], root: str | None, dry_run: bool) -> int:
+    """Take away what install has put in place. Needs root.
+
+    A file that was changed since is left, and said. With --gate only that service no longer waits.
+    """
+    _must_belong(gates, targets, "--gate", "systemd")
+    return commands.uninstall(commands.Join(targets, gates, root, dry_run=dry_run))
+
+
+def _must_belong(given: object, targets: Sequence[str], option: str, target: str) -> None:
+    if given and target not in targets:
+        raise UsageError(f"{option} belongs to the target {target}", f"hostprep install {target} {option} ...")
 
 
 @main.command()
@@ -390,9 +503,13 @@ def completion(shell: str) -> int:
       hostprep completion zsh > /usr/share/zsh/site-functions/_hostprep
       hostprep completion fish > /etc/fish/completions/hostprep.fish
     """
+    commands.emit(_completion(shell))
+    return 0
+
+
+def _completion(shell: str) -> str:
     from click.shell_completion import get_completion_class
 
     script = get_completion_class(shell)
     assert script is not None
-    commands.emit(script(main, {}, "hostprep", "_HOSTPREP_COMPLETE").source() + "\n")
-    return 0
+    return str(script(main, {}, "hostprep", "_HOSTPREP_COMPLETE").source()) + "\n"

@@ -7,10 +7,10 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hostprep import __version__, engine, files, profile, profile_files, registry, render, report, state
+from hostprep import __version__, engine, files, gate, profile, profile_files, registry, render, report, state
 from hostprep.errors import (
     ChangeFailed,
     HostprepError,
@@ -130,17 +130,70 @@ def inspect(only: tuple[str, ...], output_format: str, root: str | None, record:
 
 def show_report(output_format: str, max_age: int | None, output: str | None, wanted: str | None = None) -> int:
     try:
-        made = _relied_on(wanted, max_age)
+        made = gate.relied_on(wanted, max_age)
     except (ReportUnusable, ProfileError) as e:
         _tell_there_is_none(e, output_format, output)
         raise
     return _deliver(Look(format=output_format, output=output, publish=False), made)
 
 
-def _relied_on(wanted: str | None, max_age: int | None = None) -> report.Report:
-    """The published report, if it can be relied on: else ReportUnusable, or ProfileError where the profile is wrong."""
-    expected = profile.load(wanted) if wanted is not None or profile_files.of_this_site() else None
-    return report.usable(state.published(), state.identity(Host()), max_age, expected)
+def wait(wanted: str | None, timeout: int, max_age: int | None) -> int:
+    """Return when this host is ready; say what is missing when it is not in time."""
+    watched = _Progress()
+    seen = gate.until_ready(lambda: gate.relied_on(wanted, max_age), state.report_revision, timeout, watched)
+    watched.end()
+    if isinstance(seen, ReportUnusable):
+        installed = os.path.exists("/run/systemd/system") and not os.path.exists("/run/hostprep")
+        hint = "Nothing looks at this host at boot yet: hostprep install systemd" if installed else seen.hint
+        raise ReportUnusable(f"not ready{_after(timeout)}: {seen}", hint) from seen
+    if seen.verdict == report.READY:
+        emit(f"{render.host(seen)}: {render.verdict(seen, _paint())}\n")
+    else:
+        told = f"not ready{_after(timeout)}: {render.host(seen)}, profile {seen.profile}"
+        sys.stderr.write(f"error: {told}\n{render.missing(gate.missing(seen), _paint(sys.stderr))}")
+        _say(render.verdict(seen, _paint(sys.stderr)))
+    return report.exit_code(seen)
+
+
+def _after(timeout: int) -> str:
+    return f" after {report.show_age(timeout)}" if timeout else ""
+
+
+def serve(listen: str | None, wanted: str | None) -> int:
+    from hostprep import serve as serving
+
+    return serving.serve(listen, wanted)
+
+
+def _names(seen: report.Report) -> str:
+    """The first few findings that keep a host from being ready."""
+    names = [render.line(f.name) for f in gate.missing(seen)]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more if names else "nothing that this profile requires was looked at"
+
+
+class _Progress:
+    """What is waited for: on a terminal one line that changes, elsewhere a line whenever it is something else."""
+
+    def __init__(self) -> None:
+        self.on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self.told = ""
+
+    def __call__(self, seen: report.Report | ReportUnusable, left: float) -> None:
+        what = str(seen) if isinstance(seen, ReportUnusable) else _names(seen)
+        if self.on_terminal:
+            text = f"waiting, {report.show_age(left)} left: {what}"
+            sys.stderr.write(f"\r\x1b[K{text[: _width(sys.stderr) - 1]}")
+            sys.stderr.flush()
+        elif what != self.told:
+            _say(f"waiting: {what}")
+        self.told = what
+
+    def end(self) -> None:
+        """Leave a terminal as it was."""
+        if self.on_terminal and self.told:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
 
 
 def _tell_there_is_none(e: HostprepError, output_format: str, output: str | None) -> None:
@@ -421,6 +474,77 @@ def _failed(failed: Sequence[Any]) -> int:
     return report.exit_code(ChangeFailed(""))
 
 
+# -- joining --------------------------------------------------------------------------------------
+
+
+class Join(NamedTuple):
+    """What hostprep is to be joined to, and how."""
+
+    targets: tuple[str, ...]
+    gates: tuple[str, ...] = ()
+    root: str | None = None
+    textfiles: str | None = None
+    dry_run: bool = False
+    completion: Callable[[str], str] = lambda shell: ""
+
+
+def install(join: Join) -> int:
+    from hostprep import install as putting
+    from hostprep import packages
+
+    wanted = {name: packages.TARGETS[name] for name in join.targets}
+    wanted |= {f"{packages.GATE}{unit}": packages.gate(unit) for unit in join.gates}
+    options = packages.Options(join.root, join.textfiles, join.completion)
+    with _joining(join) as (host, where):
+        items = {name: target.items(host, options) for name, target in wanted.items()}
+        for name in wanted:  # all or none: what stands in the way is found before anything is written
+            putting.install(host, where, name, items[name], dry_run=True)
+        for name, target in wanted.items():
+            done = putting.install(host, where, name, items[name], join.dry_run)
+            emit(render.installed(name, done, target.next(host, options), join.dry_run, _paint()))
+    return 0
+
+
+def uninstall(join: Join) -> int:
+    from hostprep import install as putting
+    from hostprep import packages
+
+    options = packages.Options(join.root)
+    with _joining(join) as (host, where):
+        there = putting.targets(host, where)
+        names = [f"{packages.GATE}{unit}" for unit in join.gates]
+        if not names:  # what waits for a target that is gone would never start
+            names = [name for name in there if name.startswith(packages.GATE)] if "systemd" in join.targets else []
+            names += join.targets
+        if "systemd" in names and (kept := packages.recorded(host)):
+            what = f"{', '.join(kept)}: hostprep-apply.service is what makes it again at boot"
+            raise ChangeFailed(what, "Take that back first: hostprep revert")
+        for name in names:
+            done = putting.uninstall(host, where, name, join.dry_run)
+            links = packages.links_to_nowhere(host) if not join.dry_run else []
+            for link in links:
+                host.replace(link, None)
+            done += [putting.Done("removed", link) for link in links]
+            todo = packages.after_removal(name, options) if done else []
+            emit(render.installed(name, done, todo, join.dry_run, _paint()))
+    return 0
+
+
+@contextlib.contextmanager
+def _joining(join: Join) -> Iterator[tuple[Host, str]]:
+    """The host, or a tree of files that will be one, and where the list of what was put there is."""
+    from hostprep.install import NAME
+
+    if join.root is None and not join.dry_run:
+        with _ending_in_order(), state.changing():
+            yield Host(), os.path.join(state.state_dir(), NAME)
+        return
+    if join.root is not None and not os.path.isdir(join.root):
+        raise UsageError(f"--root {join.root}: is not a directory", "Give the root directory of an image.")
+    folder = state.state_dir() if join.root is None else state.STATE_DIR
+    yield Host(join.root or "/"), os.path.join(folder, NAME)
+
+
 # -- telling --------------------------------------------------------------------------------------
 
 
@@ -481,6 +605,18 @@ def profiles_show(name: str, effective: bool) -> int:
 def profiles_validate(wanted: str) -> int:
     loaded = profile.load(os.path.abspath(wanted) if os.path.lexists(wanted) else wanted)
     emit(f"{wanted}: valid: profile {loaded.name}, checks: {', '.join(loaded.sections)}\n")
+    return 0
+
+
+def profiles_from_makefile(path: str) -> int:
+    from hostprep import makefile
+
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as f:
+            text = f.read(profile_files.SIZE_LIMIT)
+    except OSError as e:
+        raise UsageError(f"{path}: {e.strerror}", "Give the Makefile of OpenKasugai all-in-one.") from e
+    emit(makefile.profile_from(text, path))
     return 0
 
 
@@ -558,10 +694,10 @@ def _paint(stream: Any = None) -> render.Paint:
     return render.coloured if wanted else render.plain
 
 
-def _width() -> int:
+def _width(stream: Any = None) -> int:
     """The columns of the terminal, within reason; of what is no terminal, those that a mail or an issue shows."""
     try:
-        return min(max(os.get_terminal_size(sys.stdout.fileno()).columns, 60), 160)
+        return min(max(os.get_terminal_size((stream or sys.stdout).fileno()).columns, 60), 160)
     except (OSError, ValueError, AttributeError):
         return render.WIDTH
 

@@ -14,6 +14,7 @@ from hostprep.report import NOT_READY, PENDING, POWER_CYCLE, READY, UNKNOWN, Rep
 if TYPE_CHECKING:
     from hostprep.engine import Batch, Planned
     from hostprep.host.rehearsal import Step
+    from hostprep.install import Done
     from hostprep.perform import Failure
 
 
@@ -63,10 +64,10 @@ def text(report: Report, paint: Paint = plain, width: int = WIDTH) -> str:
     Settings that follow each other and have the same said about them share what is said, and of three or more devices
     that pass with the same values one row is enough. What does not fit into its column goes on below; nothing is cut.
     """
-    host, when = line(report.hostname) or "this host", stamp(report.generated_at)
+    name, when = host(report), stamp(report.generated_at)
     findings, rows = _folded(report.findings)
     widths = _fit([max(map(len, column)) for column in zip(_TITLES, *rows, strict=True)], width - 2)
-    head = f"hostprep {report.version}  {host}  profile {report.profile}  {when}"
+    head = f"hostprep {report.version}  {name}  profile {report.profile}  {when}"
     lines = [paint(head, "bold"), "", *_cells(_TITLES, widths, lambda t: paint(t, "dim"))]
     for i, (finding, row) in enumerate(zip(findings, rows, strict=True)):
         if i == 0 or finding.check != findings[i - 1].check:
@@ -75,6 +76,11 @@ def text(report: Report, paint: Paint = plain, width: int = WIDTH) -> str:
         if (said := _said(finding)) and not _says_the_same(findings[i + 1 : i + 2], finding):
             lines += _indented(said, widths[0] + 4, width, paint)
     return "\n".join([*lines, "", verdict(report, paint)]) + "\n"
+
+
+def host(report: Report) -> str:
+    """What a host is called."""
+    return line(report.hostname) or "this host"
 
 
 def verdict(report: Report, paint: Paint = plain) -> str:
@@ -247,14 +253,24 @@ def _change(change: Change, desired: Desired | None) -> str:
 
 def left_over(findings: Sequence[Finding], paint: Paint = plain) -> str:
     """What a plan does not touch, though it is not as wanted, and what a person does about it."""
+    lines = _one_by_one(findings, paint)
+    return "\n".join([paint("Left to you: hostprep cannot change it", "bold"), *lines, "", ""]) if lines else ""
+
+
+def missing(findings: Sequence[Finding], paint: Paint = plain) -> str:
+    """What keeps a host from being ready, and what a person does about it."""
+    return "".join(f"{row}\n" for row in _one_by_one(findings, paint))
+
+
+def _one_by_one(findings: Sequence[Finding], paint: Paint) -> list[str]:
     lines = []
     for i, f in enumerate(findings):
         advisory = " (advisory)" if f.advisory else ""
         found = line(show_beside(f.fact.current, f.desired))
-        lines.append(f"  {f.name}{advisory}: wanted {line(show_desired(f.desired))}, found {found}")
+        lines.append(f"  {line(f.name)}{advisory}: wanted {line(show_desired(f.desired))}, found {found}")
         if (said := _said(f)) and not _says_the_same(findings[i + 1 : i + 2], f):
             lines += _indented(said, 4, WIDTH, paint)
-    return "\n".join([paint("Left to you: hostprep cannot change it", "bold"), *lines, "", ""]) if lines else ""
+    return lines
 
 
 def revert(changes: Sequence[Change], steps: Sequence[Step], foreign: Sequence[str], paint: Paint = plain) -> str:
@@ -286,6 +302,22 @@ def failures(failed: Sequence[Failure], paint: Paint = plain) -> str:
         if failure.hint:
             lines.append(f"        -> {failure.hint}")
     return "".join(f"{row}\n" for row in lines)
+
+
+def installed(target: str, done: Sequence[Done], todo: Sequence[str], dry_run: bool, paint: Paint = plain) -> str:
+    """What was done about each file of a target, or would be, and what a person does next."""
+    if not done:
+        return f"{target}: nothing of it is installed\n"
+    colours = {"new": "green", "updated": "green", "removed": "yellow", "left": "red"}
+    meaning = {"kept": "  (yours: as it was)", "left": "  (changed since: look at it, and remove it by hand)"}
+    head = f"{target}, if it were done:" if dry_run else f"{target}:"
+    width = max(len(d.word) for d in done)
+    lines = [paint(head, "bold")]
+    for word, path in done:
+        lines.append(f"  {paint(f'{word:<{width}}', colours.get(word, 'dim'))}  {line(path)}{meaning.get(word, '')}")
+    if todo and not dry_run:
+        lines += [paint("next:", "bold"), *(f"  {paint(row, 'cyan')}" for row in todo)]
+    return "\n".join(lines) + "\n"
 
 
 def facts(everything: Mapping[str, Mapping[str, Fact] | Unknown], paint: Paint = plain) -> str:

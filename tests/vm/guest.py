@@ -42,21 +42,26 @@ class Guest:
         """What is in a file, of any size (those in sysfs: use `sh`)."""
         return self.machine.agent.read(path)
 
-    def reboot(self, *, power_cut: bool = False) -> None:
-        """Reboot, and wait until the boot has ended; a power cut loses what was not yet written to the disk."""
+    def reboot(self, *, power_cut: bool = False, degraded: bool = False) -> None:
+        """Reboot, and wait until the boot has ended; a power cut loses what was not yet written to the disk.
+
+        After a `degraded` boot some unit has failed, as the test expects.
+        """
         self.machine.monitor.forget()
         if power_cut:
             self.machine.monitor.command("system_reset")
         else:
             self.machine.agent.tell("/bin/systemctl", "reboot")
         self.machine.monitor.wait("RESET", BOOT)
-        self.booted()
+        self.booted("degraded" if degraded else "running")
 
-    def booted(self) -> None:
+    def booted(self, state: str = "running") -> None:
         """Wait until systemd has started all there is, and udev is done."""
         self.machine.agent.hello(BOOT)
         done = self.run(READY, timeout=BOOT)
-        assert done.returncode == 0, f"{done.stdout}{self.run('systemctl --failed --no-legend').stdout}{self.console()}"
+        assert done.stdout.strip() == state, (
+            f"{done.stdout}{self.run('systemctl --failed --no-legend').stdout}{self.console()}"
+        )
 
     def boot_id(self) -> str:
         return self.sh("cat /proc/sys/kernel/random/boot_id")

@@ -1,0 +1,103 @@
+"""Rows J2 and K19 with systemd as pid 1: what waits for a host starts when it is ready, and not before."""
+
+from __future__ import annotations
+
+import json
+
+from vm import Guest
+from vm.admin import applied, hostprep, profile
+
+# What stands in for pbs_mom: a service that is started at boot, and knows nothing of hostprep.
+PBS = """
+[Unit]
+Description=Stand-in for pbs_mom
+[Service]
+ExecStart=/bin/sleep infinity
+[Install]
+WantedBy=multi-user.target
+"""
+ACTIVE = "timeout 120 sh -c 'until systemctl --quiet is-active {}; do sleep 0.2; done'"
+PUBLISHED = "timeout 120 sh -c 'until [ $(stat -c %Y /run/hostprep/report.json) -gt {} ]; do sleep 0.2; done'"
+
+
+def state(guest: Guest, unit: str) -> str:
+    return guest.run(f"systemctl is-active {unit}").stdout.strip()
+
+
+def report(guest: Guest) -> dict[str, object]:
+    data: dict[str, object] = json.loads(guest.get("/run/hostprep/report.json"))
+    return data
+
+
+def installed(guest: Guest) -> None:
+    """As `hostprep install systemd` says it: install, then what it prints under `next:`."""
+    guest.put(PBS, "/etc/systemd/system/pbs.service")
+    guest.sh("systemctl enable --quiet pbs.service")
+    said = guest.sh("hostprep install systemd --gate pbs.service 2>&1")
+    following = [line.strip() for line in said.splitlines() if line.startswith("  systemctl ")]
+    assert len(following) == 4, said  # the gate wants a daemon-reload too
+    guest.sh(" && ".join(following))
+
+
+def test_k19_j2_a_service_that_waits_starts_when_the_host_is_ready_and_not_before(guest: Guest) -> None:
+    profile(guest, {"name": "node", "swap": "disabled", "hugepages": {"2MiB": 4}})
+    installed(guest)
+
+    guest.reboot(degraded=True)
+    assert [state(guest, unit) for unit in ("multi-user.target", "hostprep-ready.target", "pbs")] == [
+        "active",
+        "inactive",
+        "inactive",
+    ]
+    assert guest.sh("systemctl --failed --no-legend --plain").split()[0] == "hostprep-ready.service"
+    assert "hugepages/2MiB: wanted >= 4, found 0" in guest.sh("journalctl -b -o cat -u hostprep-ready.service")
+    assert report(guest)["boot_id"] == guest.boot_id()
+    refused = guest.run("systemctl start pbs.service")
+    assert (refused.returncode, state(guest, "pbs")) == (1, "inactive")
+
+    applied(guest)  # nobody starts pbs: the report that says ready does
+    guest.sh(ACTIVE.format("pbs.service"))
+    assert state(guest, "hostprep-ready.target") == "active"
+    guest.sh("echo 0 > /proc/sys/vm/nr_hugepages")
+    assert hostprep(guest, "check")[0] == 4
+    assert state(guest, "pbs") == "active", "jobs go on"
+    assert "may be requested by dependency only" in guest.run("systemctl stop hostprep-ready.target").stderr
+
+    guest.reboot()
+    assert [state(guest, unit) for unit in ("hostprep-ready.target", "pbs", "hostprep-check.timer")] == ["active"] * 3
+    assert report(guest)["ready"] is True
+    assert report(guest)["boot_id"] == guest.boot_id()
+    entered = "systemctl show --value -p ActiveEnterTimestampMonotonic"
+    checked, reached, started = (
+        int(guest.sh(f"{entered} {unit}"))
+        for unit in ("hostprep-ready.service", "hostprep-ready.target", "pbs.service")
+    )
+    assert checked <= reached <= started
+    assert guest.sh("hostprep wait --timeout 0").startswith("vm: READY")
+
+
+def test_a_service_that_its_admin_has_disabled_is_not_started_by_the_gate(guest: Guest) -> None:
+    profile(guest, {"name": "node", "swap": "disabled"})
+    installed(guest)
+    guest.sh("systemctl start hostprep-ready.target")
+    guest.sh(ACTIVE.format("pbs.service"))
+
+    guest.sh("systemctl disable --now --quiet pbs.service")
+    assert not guest.sh("find /etc/systemd/system -name pbs.service -type l")
+    guest.sh("systemctl enable --quiet pbs.service")
+    assert guest.sh("cd /etc/systemd/system; find -name pbs.service -type l | sort").split() == [
+        "./hostprep-ready.target.wants/pbs.service",
+        "./multi-user.target.wants/pbs.service",
+    ]
+
+    before = guest.sh("stat -c %Y /run/hostprep/report.json")
+    guest.sh("systemctl start hostprep-check.service")
+    guest.sh(PUBLISHED.format(before))
+    guest.sh("systemctl start hostprep-publish.service")
+    assert state(guest, "pbs") == "inactive", "what was stopped by hand stays so"
+
+    code, said = hostprep(guest, "uninstall systemd")
+    assert code == 0, said
+    assert guest.sh("find /etc/systemd /usr/local/lib -name '*hostprep*'") == ""
+    guest.sh("systemctl daemon-reload && systemctl start pbs.service")
+    assert state(guest, "pbs") == "active"
