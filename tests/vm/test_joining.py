@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from vm import Guest
 from vm.admin import applied, hostprep, profile
@@ -16,6 +17,7 @@ ExecStart=/bin/sleep infinity
 [Install]
 WantedBy=multi-user.target
 """
+PF, TAKEN = "0000:41:00.0", "0000:81:00.0"
 ACTIVE = "timeout 120 sh -c 'until systemctl --quiet is-active {}; do sleep 0.2; done'"
 PUBLISHED = "timeout 120 sh -c 'until [ $(stat -c %Y /run/hostprep/report.json) -gt {} ]; do sleep 0.2; done'"
 
@@ -24,8 +26,8 @@ def state(guest: Guest, unit: str) -> str:
     return guest.run(f"systemctl is-active {unit}").stdout.strip()
 
 
-def report(guest: Guest) -> dict[str, object]:
-    data: dict[str, object] = json.loads(guest.get("/run/hostprep/report.json"))
+def report(guest: Guest) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(guest.get("/run/hostprep/report.json"))
     return data
 
 
@@ -101,3 +103,32 @@ def test_a_service_that_its_admin_has_disabled_is_not_started_by_the_gate(guest:
     assert guest.sh("find /etc/systemd /usr/local/lib -name '*hostprep*'") == ""
     guest.sh("systemctl daemon-reload && systemctl start pbs.service")
     assert state(guest, "pbs") == "active"
+
+
+def test_the_unit_sees_what_root_sees(guest: Guest) -> None:
+    """Its sandbox hides nothing that is looked at: cards, VFs, another network namespace, modules, the kernel's log."""
+    sections = {
+        "hardware": {"cpus": 1, "ethernet": 1},
+        "system": {"modules": {"required": ["igb"]}},
+        "swap": "disabled",
+        "kernel_args": ["iommu=pt"],
+        "hugepages": {"2MiB": 4, "default": "2MiB"},
+        "nic_vfs": [{"pf": PF, "vfs": 2}, {"pf": TAKEN, "vfs": 0}],
+        "gpu": {"count": 1, "driver": "loaded"},
+        "gpu_containers": "any",
+    }
+    profile(guest, {"name": "node", **sections})
+    guest.sh(f"""
+        echo 2 > /sys/bus/pci/devices/{PF}/sriov_numvfs; udevadm settle
+        ip netns add worker; ip link set $(ls /sys/bus/pci/devices/{TAKEN}/net) netns worker
+    """)
+    installed(guest)
+    guest.sh("systemctl start hostprep-check.service")
+    seen = report(guest)["facts"]
+    by_hand = json.loads(guest.run("hostprep check --no-publish --format json", timeout=400).stdout)["facts"]
+    for facts in (seen, by_hand):
+        for key in ("hardware/memory", "hugepages/host-memory", "system/clock"):  # they change by themselves
+            check, _, name = key.partition("/")
+            facts[check].pop(name, None)
+    assert seen == by_hand
+    assert set(seen) == set(sections)
