@@ -57,7 +57,11 @@ def gate(unit: str) -> Target:
     """The drop-in that makes a service wait for hostprep-ready.target, and that target start it."""
     if not re.fullmatch(r"[A-Za-z0-9:_.@-]+\.service", unit):
         raise UsageError(f"--gate {unit}: is not the name of a service", "Give it in full, such as pbs.service.")
-    return Target(f"{unit} starts when the host is ready", lambda host, options: _gate(host, unit), _reload)
+    return Target(
+        f"{unit} starts when the host is ready",
+        lambda host, options: _gate(host, unit),
+        lambda host, options: [*_reload(host, options), *_not_started(host, unit)],
+    )
 
 
 def _gate(host: Host, unit: str) -> list[Item]:
@@ -65,6 +69,11 @@ def _gate(host: Host, unit: str) -> list[Item]:
     if path := _enabled(host, unit):  # `systemctl disable` takes this link away too
         items.append(Item(f"{ADMIN_UNITS}/hostprep-ready.target.wants/{unit}", path.encode(), link=True))
     return items
+
+
+def _not_started(host: Host, unit: str) -> list[str]:
+    """What an admin may not expect of a service that is not enabled: it waits, and nobody starts it."""
+    return [] if _enabled(host, unit) else [f"{unit} is not enabled here; once it is: systemctl enable {unit}"]
 
 
 def _enabled(host: Host, unit: str) -> str:
