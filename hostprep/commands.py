@@ -612,10 +612,12 @@ def profiles_from_makefile(path: str) -> int:
     from hostprep import makefile
 
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as f:
-            text = f.read(profile_files.SIZE_LIMIT)
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as f:  # a lone CR is none to make
+            text = f.read(profile_files.SIZE_LIMIT + 1)
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}", "Give the Makefile of OpenKasugai all-in-one.") from e
+    if len(text) > profile_files.SIZE_LIMIT:
+        raise UsageError(f"{path}: larger than {profile_files.SIZE_LIMIT // 1024} KiB: this is no Makefile")
     emit(makefile.profile_from(text, path))
     return 0
 

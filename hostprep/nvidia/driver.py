@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from hostprep import kmod, pci
 from hostprep.errors import HostError
 from hostprep.host import Host
+from hostprep.model import Unknown
 from hostprep.nvidia import devices
 
 MAIN = "nvidia"
@@ -38,10 +39,6 @@ _HOLDS = (
 )
 _UNITS = tuple(f"{folder}/systemd/system" for folder in ("/etc", "/usr/local/lib", "/usr/lib", "/lib"))
 _INSTALLER = re.compile(r"NVIDIA-Linux-\w+-(\d+(?:\.\d+)+)(?:-[\w-]+)?\.run")
-_ASSIGNMENT = re.compile(
-    r"^ *(?:(?:export|override) +)*NVIDIA_DRIVER_FILE\s*(\?=|\+=|!=|:{0,3}=)\s*(.*?)\s*(?:#.*)?$", re.S
-)
-_CONDITION = re.compile(r"^ *(?:(ifn?eq|ifn?def)|endif)\b")
 
 
 def loaded(host: Host) -> tuple[str, ...]:
@@ -209,24 +206,14 @@ def makefile_version(text: str, path: str) -> str:
 
     HostError, with the line, when it is no plain name, or depends on a condition.
     """
-    value, at, depth = None, 0, 0
-    for number, line in _logical_lines(text):
-        if condition := _CONDITION.match(line):
-            depth += 1 if condition[1] else -1
-        if (found := _ASSIGNMENT.match(line)) and not (found[1] == "?=" and value is not None):
-            plain = not depth and found[1] not in ("+=", "!=")
-            value, at = found[2] if plain else line, number
-    if value is None:
+    from hostprep import makefile  # few profiles name one
+
+    known, _ = makefile.variables(text)
+    if "NVIDIA_DRIVER_FILE" not in known:
         raise HostError(f"{path}: names no NVIDIA_DRIVER_FILE")
+    value, at = makefile.told(known, "NVIDIA_DRIVER_FILE"), known["NVIDIA_DRIVER_FILE"].line
+    if isinstance(value, Unknown):
+        raise HostError(f"{path}:{at}: NVIDIA_DRIVER_FILE is not told: {value.reason}")
     if (named := installer_version(value)) is None:
         raise HostError(f"{path}:{at}: NVIDIA_DRIVER_FILE is {value!r}, which names no NVIDIA-Linux-*-VERSION.run")
     return named
-
-
-def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
-    """The lines that make(1) sees, without those of recipes, each with the number of its first."""
-    number = 1
-    for line in text.replace("\\\n", "\0").split("\n"):
-        if not line.startswith("\t"):
-            yield number, re.sub(r"\s*\0\s*", " ", line)
-        number += 1 + line.count("\0")
