@@ -334,13 +334,13 @@ def _gpu(makefile: _Makefile) -> Iterator[str]:
 
 def _others(known: Mapping[str, Variable]) -> Iterator[str]:
     """What a profile has no section for: told all the same, for whoever prepares the host."""
-    yield "# The Makefile also says what hostprep does not look at:"
-    for subject, pattern in _OTHERS.items():
-        for name in known:
-            if re.fullmatch(pattern, name):
-                value = told(known, name)
-                shown = f"cannot be told: {value.reason}" if isinstance(value, Unknown) else value
-                yield f"#   {subject}: {name} = {_comment(shown)}"
+    others = [(subject, name) for subject, pattern in _OTHERS.items() for name in known if re.fullmatch(pattern, name)]
+    if others:
+        yield "# The Makefile also says what hostprep does not look at:"
+    for subject, name in others:
+        value = told(known, name)
+        shown = f"cannot be told: {value.reason}" if isinstance(value, Unknown) else value
+        yield f"#   {subject}: {name} = {_comment(shown)}"
 
 
 def _at(known: Mapping[str, Variable], name: str) -> str:

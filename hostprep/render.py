@@ -25,7 +25,7 @@ class Paint(Protocol):
 
 
 _COLOURS = {"red": "31;1", "green": "32", "yellow": "33", "magenta": "35", "bold": "1", "dim": "2", "cyan": "36"}
-_WORDS = {  # as a row says it, as the last line counts it, and its colour
+WORDS = {  # as a row says it, as the last line counts it, and its colour
     Status.FAIL: ("FAIL", "failed", "red"),
     Status.UNKNOWN: ("unknown", "unknown", "magenta"),
     Status.POWER_CYCLE: ("power", "waiting for a power cycle", "yellow"),
@@ -40,10 +40,10 @@ _VERDICTS = {
     POWER_CYCLE: ("NOT READY before a power cycle", "yellow"),
     UNKNOWN: ("NOT READY, as far as can be told", "magenta"),
 }
-_TITLES = ("STATUS", "SETTING", "WANTED", "NOW", "NEXT BOOT")
+TITLES = ("STATUS", "SETTING", "WANTED", "NOW", "NEXT BOOT")
 WIDTH = 100  # characters of a line, where no terminal says otherwise
 _NARROW = 10  # a column is not squeezed below this
-_MANY = 3  # rows that say the same of as many devices become one
+MANY = 3  # rows that say the same of as many devices become one
 _DEVICE = r"^[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7](?=/)|(?<=/vf)[0-9]+(?=/)"  # PCI address; VF
 
 
@@ -66,14 +66,14 @@ def text(report: Report, paint: Paint = plain, width: int = WIDTH) -> str:
     """
     name, when = host(report), stamp(report.generated_at)
     findings, rows = _folded(report.findings)
-    widths = _fit([max(map(len, column)) for column in zip(_TITLES, *rows, strict=True)], width - 2)
+    widths = _fit([max(map(len, column)) for column in zip(TITLES, *rows, strict=True)], width - 2)
     head = f"hostprep {report.version}  {name}  profile {report.profile}  {when}"
-    lines = [paint(head, "bold"), "", *_cells(_TITLES, widths, lambda t: paint(t, "dim"))]
+    lines = [paint(head, "bold"), "", *_cells(TITLES, widths, lambda t: paint(t, "dim"))]
     for i, (finding, row) in enumerate(zip(findings, rows, strict=True)):
         if i == 0 or finding.check != findings[i - 1].check:
             lines.append(paint(finding.check, "bold"))
         lines += _cells(row, widths, partial(paint, colour=_colour(finding)))
-        if (said := _said(finding)) and not _says_the_same(findings[i + 1 : i + 2], finding):
+        if (said := said_of(finding)) and not _says_the_same(findings[i + 1 : i + 2], finding):
             lines += _indented(said, widths[0] + 4, width, paint)
     return "\n".join([*lines, "", verdict(report, paint)]) + "\n"
 
@@ -100,28 +100,28 @@ def summary(report: Report) -> str:
     counting = [f for f in report.findings if f.counts or (f.status is Status.PASS and not f.waived)]
     waived = sum(bool(f.waived) for f in report.findings)
     advisory = [f for f in report.findings if f.advisory and not f.waived and f.status is not Status.PASS]
-    first = ", ".join(_counts(counting) + [f"{waived} waived"] * bool(waived))
+    first = ", ".join(tally(counting) + [f"{waived} waived"] * bool(waived))
     if all(f.advisory for f in report.findings):
         first = "nothing was looked at that this profile requires"
-    return "; ".join([first, *([f"advisory: {', '.join(_counts(advisory))}"] if advisory else [])])
+    return "; ".join([first, *([f"advisory: {', '.join(tally(advisory))}"] if advisory else [])])
 
 
-def _counts(findings: Sequence[Finding]) -> list[str]:
-    counts = {status: sum(f.status is status for f in findings) for status in _WORDS}
-    return [f"{count} {_WORDS[status][1]}" for status, count in counts.items() if count]
+def tally(findings: Sequence[Finding]) -> list[str]:
+    counts = {status: sum(f.status is status for f in findings) for status in WORDS}
+    return [f"{count} {WORDS[status][1]}" for status, count in counts.items() if count]
 
 
 def _folded(findings: Iterable[Finding]) -> tuple[list[Finding], list[tuple[str, ...]]]:
     """The findings that get a row, and the rows: of GPUs and VFs that are all well, one stands for each setting."""
-    found = [(f, _row(f)) for f in findings]
-    common = [(f.check, row[0], _of_any_device(row[1]), *row[2:]) for f, row in found]
+    found = [(f, row_of(f)) for f in findings]
+    common = [(f.check, row[0], of_any_device(row[1]), *row[2:]) for f, row in found]
     alike: dict[tuple[str, ...], int] = {}
     for key in common:
         alike[key] = alike.get(key, 0) + 1
     rows: list[tuple[Finding, tuple[str, ...]]] = []
     told: set[tuple[str, ...]] = set()
     for (f, row), key in zip(found, common, strict=True):
-        if f.status is not Status.PASS or f.waived or alike[key] < _MANY:
+        if f.status is not Status.PASS or f.waived or alike[key] < MANY:
             rows.append((f, row))
         elif key not in told:
             rows.append((f, (row[0], f"{key[2]} ({alike[key]})", *row[2:])))
@@ -129,23 +129,23 @@ def _folded(findings: Iterable[Finding]) -> tuple[list[Finding], list[tuple[str,
     return [f for f, _ in rows], [row for _, row in rows]
 
 
-def _of_any_device(key: str) -> str:
+def of_any_device(key: str) -> str:
     return re.sub(_DEVICE, "*", key) if ":" in key else key  # most hosts need no pattern to be compiled
 
 
-def _row(f: Finding) -> tuple[str, ...]:
+def row_of(f: Finding) -> tuple[str, ...]:
     now, later = (line(show_beside(side, f.desired)) for side in f.fact)
-    word = "waived" if f.waived else _WORDS[f.status][0]
+    word = "waived" if f.waived else WORDS[f.status][0]
     if f.advisory and not f.waived and f.status not in (Status.PASS, Status.UNKNOWN):
         word = "advisory"
     return word, line(f.key), line(show_desired(f.desired)), now, "same" if later == now else later
 
 
 def _colour(f: Finding) -> str:
-    return "cyan" if f.waived or (f.advisory and f.status is not Status.PASS) else _WORDS[f.status][2]
+    return "cyan" if f.waived or (f.advisory and f.status is not Status.PASS) else WORDS[f.status][2]
 
 
-def _said(f: Finding) -> tuple[str, str] | None:
+def said_of(f: Finding) -> tuple[str, str] | None:
     """What a finding that is not pass means, and what to do. What its row says already is not said again."""
     known = f"Wanted {show_desired(f.desired)}, found {show_beside(f.fact.current, f.desired)}."
     message = line(f.message.removeprefix(known).strip())
@@ -154,7 +154,7 @@ def _said(f: Finding) -> tuple[str, str] | None:
 
 
 def _says_the_same(following: Sequence[Finding], f: Finding) -> bool:
-    return any(n.check == f.check and _said(n) == _said(f) for n in following)
+    return any(n.check == f.check and said_of(n) == said_of(f) for n in following)
 
 
 def _indented(said: tuple[str, str], indent: int, width: int, paint: Paint) -> list[str]:
@@ -268,7 +268,7 @@ def _one_by_one(findings: Sequence[Finding], paint: Paint) -> list[str]:
         advisory = " (advisory)" if f.advisory else ""
         found = line(show_beside(f.fact.current, f.desired))
         lines.append(f"  {line(f.name)}{advisory}: wanted {line(show_desired(f.desired))}, found {found}")
-        if (said := _said(f)) and not _says_the_same(findings[i + 1 : i + 2], f):
+        if (said := said_of(f)) and not _says_the_same(findings[i + 1 : i + 2], f):
             lines += _indented(said, 4, WIDTH, paint)
     return lines
 
