@@ -76,7 +76,8 @@ def _end(argv: Sequence[str], e: BaseException, message: str, hint: str = "") ->
     """Say what ended it, and its exit status. Who runs plug-ins reads the first line of stdout and nothing else."""
     from hostprep.report import exit_code
 
-    plugin = next((name for name in ("nagios", "npd") for word in argv if word in (name, f"--format={name}")), "")
+    words = " " + " ".join(argv).replace("=", " ") + " "
+    plugin = next((name for name in ("nagios", "npd") if f" --format {name} " in words), "")
     lines = [_printable(line) for line in message.splitlines() or [""]]
     said = "".join(f"error: {line}\n" for line in lines) + (f"hint: {_printable(hint)}\n" if hint else "")
     with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody listens; the exit status still tells

@@ -201,7 +201,8 @@ def _tell_there_is_none(e: HostprepError, output_format: str, output: str | None
     from hostprep import formats
 
     if say := formats.unusable(output_format):
-        emit(say(ReportUnusable(str(e), e.hint)), output)
+        none = e if isinstance(e, ReportUnusable) else ReportUnusable(str(e), e.hint, reason="broken-profile")
+        emit(say(none), output)
 
 
 def _host(root: str | None) -> Host:

@@ -52,7 +52,14 @@ class Busy(HostprepError):
 
 
 class ReportUnusable(HostprepError):
-    """The published report is missing, stale, or of another boot, machine or profile."""
+    """The published report is missing, stale, or of another boot, machine or profile.
+
+    `reason` says it in a word of a short list (formats/prometheus.py), for those who count.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, reason: str = "other") -> None:
+        super().__init__(message, hint)
+        self.reason = reason
 
 
 class OutputFailed(HostprepError):

@@ -136,9 +136,10 @@ def _python() -> str:
     return shlex.quote(sys.executable)
 
 
-def _publishing(target: str, output: str, **values: str) -> list[Item]:
+def _publishing(target: str, output: str) -> list[Item]:
     """What has hostprep-publish.service write a file, and what takes it away at boot, when it speaks of another one."""
-    dropin = _share(f"{target}/publish.conf", hostprep=" ".join(words()), output=output, **values)
+    values = {"hostprep": " ".join(words()), "output": output, "directory": os.path.dirname(output)}
+    dropin = _share(f"{target}/publish.conf", **values)
     stale = f"# Until this boot has a report. Written by hostprep (install {target}).\nr! {output}\n"
     return [
         Item(f"{UNITS}/hostprep-publish.service.d/{target}.conf", dropin),

@@ -219,31 +219,33 @@ def usable(data: object, here: Identity, max_age: int | None = None, profile: Pr
     """
     again = "Look at the host again: hostprep check"
     if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
-        raise ReportUnusable("this is no report that this hostprep understands", again)
+        raise ReportUnusable("this is no report that this hostprep understands", again, reason="foreign-version")
     try:
         _validate(data)
         report = from_dict(data)
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as e:
-        raise ReportUnusable(f"the report is damaged: {e}", again) from e
+        raise ReportUnusable(f"the report is damaged: {e}", again, reason="damaged") from e
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - report.uptime
     limit = report.valid_for if max_age is None else min(report.valid_for, max_age)
-    why = ""
+    why = reason = ""
     if not here.machine_id or not here.boot_id:
         why = "this machine has no /etc/machine-id, or no boot_id, to compare it with"
+        reason = "other-machine"
     elif report.machine_id != here.machine_id:
-        why = f"it is of another machine ({report.hostname})"
+        why, reason = f"it is of another machine ({report.hostname})", "other-machine"
     elif report.boot_id != here.boot_id:
-        why = f"it is of an earlier boot ({stamp(report.generated_at)})"
+        why, reason = f"it is of an earlier boot ({stamp(report.generated_at)})", "other-boot"
     elif report.selection is not None:
-        why = f"only a part was looked at ({', '.join(report.selection)})"
+        why, reason = f"only a part was looked at ({', '.join(report.selection)})", "partial"
     elif profile is not None and report.profile_sha256 != profile.sha256:
-        why = f"it is of another profile ({report.profile}, or {profile.name} as it was then)"
+        why, reason = f"it is of another profile ({report.profile}, or {profile.name} as it was then)", "other-profile"
     elif age < -1 or report.generated_at > time.time() + 60:
-        why = f"it comes from the future ({stamp(report.generated_at)}): was the clock set back?"
+        why, reason = f"it comes from the future ({stamp(report.generated_at)}): was the clock set back?", "future"
     elif age > limit or time.time() > report.generated_at + limit:
         why = f"it is {show_age(max(age, time.time() - report.generated_at))} old; at most {show_age(limit)} is allowed"
+        reason = "expired"
     if why:
-        raise ReportUnusable(f"the last report cannot be relied on: {why}", again)
+        raise ReportUnusable(f"the last report cannot be relied on: {why}", again, reason=reason)
     return report
 
 

@@ -96,17 +96,17 @@ def published() -> Any:
     path = report_path()
     again = "Make one: hostprep check (as root)"
     if os.geteuid() == 0 and os.path.lexists(path) and (why := files.untrusted(path)):
-        raise ReportUnusable(f"{path} is not to be trusted: {why}", again)
+        raise ReportUnusable(f"{path} is not to be trusted: {why}", again, reason="untrusted")
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would hold us up
         with open(fd, "rb") as f:
             return json.load(f)
     except FileNotFoundError:
-        raise ReportUnusable(f"there is no report at {path}", again) from None
+        raise ReportUnusable(f"there is no report at {path}", again, reason="missing") from None
     except OSError as e:
-        raise ReportUnusable(f"{path}: {e.strerror}", again) from e
+        raise ReportUnusable(f"{path}: {e.strerror}", again, reason="unreadable") from e
     except (ValueError, RecursionError) as e:
-        raise ReportUnusable(f"{path}: damaged: {e}", again) from e
+        raise ReportUnusable(f"{path}: damaged: {e}", again, reason="damaged") from e
 
 
 @contextlib.contextmanager
