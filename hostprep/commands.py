@@ -521,12 +521,13 @@ def uninstall(join: Join) -> int:
             what = f"{', '.join(kept)}: hostprep-apply.service is what makes it again at boot"
             raise ChangeFailed(what, "Take that back first: hostprep revert")
         for name in names:
+            output = packages.written(host, name)
             done = putting.uninstall(host, where, name, join.dry_run)
             links = packages.links_to_nowhere(host) if not join.dry_run else []
             for link in links:
                 host.replace(link, None)
             done += [putting.Done("removed", link) for link in links]
-            todo = packages.after_removal(name, options) if done else []
+            todo = packages.after_removal(name, options, output) if done else []
             emit(render.installed(name, done, todo, join.dry_run, _paint()))
     return 0
 

@@ -260,6 +260,11 @@ def _after_prometheus(host: Host, options: Options) -> list[str]:
     ]
 
 
+def _after_nfd(host: Host, options: Options) -> list[str]:
+    mount = f"In kind, nfd-worker looks into the node's container: mount {FEATURES} there with extraMounts."
+    return [*_after_publishing(host, options), mount]
+
+
 def _after_publishing(host: Host, options: Options) -> list[str]:
     if host.exists(f"{UNITS}/hostprep-publish.service"):
         return [] if options.root else ["systemctl daemon-reload", "systemctl start hostprep-publish.service"]
@@ -275,18 +280,28 @@ def _after_slurm(host: Host, options: Options) -> list[str]:
 
 
 def _after_npd(host: Host, options: Options) -> list[str]:
-    return [f"Start node-problem-detector with --config.custom-plugin-monitor={PROBLEMS}/hostprep.json"]
+    return [
+        f"Start node-problem-detector with --config.custom-plugin-monitor={PROBLEMS}/hostprep.json",
+        "It has to run on this host, not in a pod: it runs hostprep.",
+    ]
 
 
-def after_removal(target: str, options: Options) -> list[str]:
-    """What a person does when the files of a target have been taken away."""
+def written(host: Host, target: str) -> str:
+    """The file that hostprep-publish.service goes on writing for a target until systemd is told otherwise."""
+    dropin = host.read(f"{UNITS}/hostprep-publish.service.d/{target}.conf") or ""
+    found = re.search(r"^ExecStart=.* --output (\S+)$", dropin, re.M)
+    return found[1] if found else ""
+
+
+def after_removal(target: str, options: Options, output: str) -> list[str]:
+    """What a person does when the files of a target have been taken away; `output` as written() told it before."""
     if options.root:
         return []
+    if output:
+        return ["systemctl daemon-reload", f"rm -f {output}"]
     return {
         "systemd": ["systemctl stop hostprep-check.timer hostprep-publish.path", "systemctl daemon-reload"],
         "serve": [f"systemctl stop {_SERVED} hostprep-serve.service", "systemctl daemon-reload"],
-        "prometheus": ["systemctl daemon-reload"],
-        "nfd": ["systemctl daemon-reload"],
         "pbs": ['qmgr -c "delete hook hostprep"'],
         "slurm": ["Take HealthCheckProgram out of slurm.conf, and: scontrol reconfigure"],
         "npd": ["Restart node-problem-detector without its file."],
@@ -299,7 +314,7 @@ TARGETS: Mapping[str, Target] = {
     "prometheus": Target("a textfile for node_exporter; alert rules, a dashboard", _prometheus, _after_prometheus),
     "pbs": Target("a hook for OpenPBS that takes nodes offline and back", _pbs, _after_pbs),
     "slurm": Target("a HealthCheckProgram that drains and resumes", _slurm, _after_slurm),
-    "nfd": Target("labels for node-feature-discovery", _nfd, _after_publishing),
+    "nfd": Target("labels for node-feature-discovery", _nfd, _after_nfd),
     "npd": Target("a condition through node-problem-detector", _npd, _after_npd),
     **{f"{shell}-completion": _completion(shell) for shell in _COMPLETIONS},
 }

@@ -235,3 +235,15 @@ def test_schemas_are_printed_as_json(capsys: pytest.CaptureFixture[str]) -> None
         jsonschema.Draft202012Validator.check_schema(json.loads(capsys.readouterr().out))
     document, _ = profile_source.parse("baseline", profile_files.read(profile_files.available()["baseline"]))
     jsonschema.Draft202012Validator(profile_source.schema(registry.load())).validate(document)
+
+
+def test_node_problem_detector_gets_one_line_that_it_does_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    """It keeps 80 bytes of what a plug-in says (max_output_length), in the middle of a character if need be."""
+    assert entry.run(["report", "--format", "npd", "--profile", "/" + "é" * 90]) == 2
+    assert re.fullmatch(r"[ -~]{1,80}\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("words", [["install", "npd", "nosuch"], ["explain", "nagios"]])
+def test_the_name_of_a_plug_in_is_no_format(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.run(words) == 2
+    assert capsys.readouterr().out == ""

@@ -13,7 +13,7 @@ from typing import Any
 from hostprep.errors import ReportUnusable
 from hostprep.report import Report, dumps
 
-_MODULES = ("prometheus", "nagios", "junit")
+_MODULES = ("prometheus", "nagios", "junit", "html", "make", "nfd", "npd")
 NAMES = ("json", *_MODULES)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from hostprep import packages
 from vm import Guest
 from vm.admin import SLOW, applied, hostprep, profile
 
@@ -18,6 +19,8 @@ ExecStart=/bin/sleep infinity
 WantedBy=multi-user.target
 """
 PF, TAKEN = "0000:41:00.0", "0000:81:00.0"
+SAYS = """timeout 120 sh -c 'until grep -qx "{}" {}; do sleep 0.2; done'"""
+TEXTFILES = "/srv/textfiles"
 BY_HAND = "hostprep check --no-publish --format json"
 CHANGING = ("hardware/free/", "hugepages/host-memory", "hugepages/memory/available", "swap/memory-available")
 ACTIVE = "timeout 120 sh -c 'until systemctl --quiet is-active {}; do sleep 0.2; done'"
@@ -45,9 +48,14 @@ def installed(guest: Guest) -> None:
 
 def test_k19_j2_a_service_that_waits_starts_when_the_host_is_ready_and_not_before(guest: Guest) -> None:
     profile(guest, {"name": "node", "swap": "disabled", "hugepages": {"2MiB": 4}})
+    guest.sh(f"mkdir -p {TEXTFILES} {packages.FEATURES}")
+    guest.sh(f"hostprep install prometheus nfd --textfile-directory {TEXTFILES} 2>&1")
+    guest.put("hostprep_ready 1\n", f"{TEXTFILES}/hostprep.prom")  # of an earlier boot
     installed(guest)
 
     guest.reboot(degraded=True)
+    guest.sh(SAYS.format("hostprep_ready 0", f"{TEXTFILES}/hostprep.prom"))
+    guest.sh(SAYS.format("hostprep.ready=false", f"{packages.FEATURES}/hostprep"))
     assert [state(guest, unit) for unit in ("multi-user.target", "hostprep-ready.target", "pbs")] == [
         "active",
         "inactive",
@@ -62,6 +70,8 @@ def test_k19_j2_a_service_that_waits_starts_when_the_host_is_ready_and_not_befor
     applied(guest)  # nobody starts pbs: the report that says ready does
     guest.sh(ACTIVE.format("pbs.service"))
     assert state(guest, "hostprep-ready.target") == "active"
+    guest.sh(SAYS.format("hostprep_ready 1", f"{TEXTFILES}/hostprep.prom"))
+    guest.sh(SAYS.format("hostprep.ready=true", f"{packages.FEATURES}/hostprep"))
     guest.sh("echo 0 > /proc/sys/vm/nr_hugepages")
     assert hostprep(guest, "check")[0] == 4
     assert state(guest, "pbs") == "active", "jobs go on"
