@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hostprep import __version__, engine, files, gate, profile, profile_files, registry, render, report, state
+from hostprep import __version__, engine, files, profile, profile_files, registry, render, report, state
 from hostprep.errors import (
     ChangeFailed,
     HostprepError,
@@ -129,6 +129,8 @@ def inspect(only: tuple[str, ...], output_format: str, root: str | None, record:
 
 
 def show_report(output_format: str, max_age: int | None, output: str | None, wanted: str | None = None) -> int:
+    from hostprep import gate
+
     try:
         made = gate.relied_on(wanted, max_age)
     except (ReportUnusable, ProfileError) as e:
@@ -139,6 +141,8 @@ def show_report(output_format: str, max_age: int | None, output: str | None, wan
 
 def wait(wanted: str | None, timeout: int, max_age: int | None) -> int:
     """Return when this host is ready; say what is missing when it is not in time."""
+    from hostprep import gate
+
     watched = _Progress()
     seen = gate.until_ready(lambda: gate.relied_on(wanted, max_age), state.report_revision, timeout, watched)
     watched.end()
@@ -167,6 +171,8 @@ def serve(listen: str | None, wanted: str | None) -> int:
 
 def _names(seen: report.Report) -> str:
     """The first few findings that keep a host from being ready."""
+    from hostprep import gate
+
     names = [render.line(f.name) for f in gate.missing(seen)]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more if names else "nothing that this profile requires was looked at"
