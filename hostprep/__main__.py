@@ -84,7 +84,8 @@ def _end(argv: Sequence[str], e: BaseException, message: str, hint: str = "") ->
         sys.stderr.write(said)
     if plugin:
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            unknown = {"nagios": f"HOSTPREP UNKNOWN - {lines[0]}".replace("|", "/"), "npd": lines[0].encode("ascii", "replace").decode()[:80]}
+            short = lines[0].encode("ascii", "replace").decode()[:80]  # what node-problem-detector keeps
+            unknown = {"nagios": f"HOSTPREP UNKNOWN - {lines[0]}".replace("|", "/"), "npd": short}
             sys.stdout.write(f"{unknown[plugin]}\n")
             sys.stdout.flush()
     return exit_code(e, plugin or "text")

@@ -110,6 +110,8 @@ def inspect(only: tuple[str, ...], output_format: str, root: str | None, record:
     else:
         host = _host(root)
     answers = engine.inspect(host, registry.load(only or known), deadline)
+    if record:
+        engine.disturbed(host)  # a plan for a recorded host asks that too
     identity = state.identity(host)
     everything = {name: answer.facts for name, answer in answers.items()}
     if output_format == "json":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from hostprep import jobs
 from hostprep.errors import HostError, HostprepError
 from hostprep.host import Host
 from hostprep.host.process import gather
@@ -54,6 +56,7 @@ class Planned(NamedTuple):
     change: Change
     desired: Desired | None
     refused: str
+    allowed: bool = False  # may it disrupt?
 
 
 class Batch(NamedTuple):
@@ -171,7 +174,8 @@ def planned(examination: Examination, profile: Profile, checks: Checks, allowed:
         if accepted or fixable(checks[finding.check]) is None:
             continue
         for change in plan([finding]):
-            wanted.append(Planned(change, finding.desired, refusal(change, finding.desired, allowed)))
+            refused = refusal(change, finding.desired, allowed)
+            wanted.append(Planned(change, finding.desired, refused, change.check in allowed))
     return sorted(wanted, key=lambda p: (list(Facet).index(p.change.facet), p.change.check))
 
 
@@ -179,15 +183,47 @@ def rehearse(host: Host, wanted: Sequence[Planned], checks: Checks) -> list[Batc
     """The steps that carry out a plan, noted by running the very code that would make them.
 
     Where that code finds that it cannot (a read-only file system), nothing of that check is changed, now or later.
-    What takes effect for several checks at once (update-grub) is noted once, after all of their files.
+    What takes effect for several checks at once (update-grub) is noted once, after all of their files. A live change
+    that would disturb what runs on the host is refused, or says so where that is allowed.
     """
     from hostprep.host.rehearsal import Rehearsal
 
+    wanted = _beside_jobs(host, wanted)
     batches, obstacles = _rehearsed(Rehearsal(host), wanted, checks)
     if not obstacles:
         return batches
     refused = [p._replace(refused=p.refused or obstacles.get(p.change.check, "")) for p in wanted]
     return _rehearsed(Rehearsal(host), refused, checks)[0]
+
+
+def _beside_jobs(host: Host, wanted: Sequence[Planned]) -> list[Planned]:
+    """A plan, as it is beside the jobs, containers and VMs that run; asked once, if there is a live change to make."""
+    live = [p for p in wanted if p.change.facet is Facet.CURRENT and not p.refused]
+    seen = jobs.listing(host) if live else ""
+    if not seen or (isinstance(seen, Unknown) and os.geteuid() != 0):  # others only plan; root can tell, and changes
+        return list(wanted)
+    running = _running(seen)
+    return [_beside(p, running) if p in live else p for p in wanted]
+
+
+def _beside(p: Planned, running: str) -> Planned:
+    if not p.allowed or p.desired is None:
+        return p._replace(refused=disturbs(running, p.change.check))
+    return p._replace(desired=p.desired._replace(disrupts="; ".join(filter(None, (p.desired.disrupts, running)))))
+
+
+def disturbed(host: Host) -> str:
+    """Whom any live change of this host may disturb now, for a sentence; "" where nobody."""
+    return _running(jobs.listing(host))
+
+
+def _running(seen: str | Unknown) -> str:
+    return f"what runs on this host, which cannot be told ({seen.reason})" if isinstance(seen, Unknown) else seen
+
+
+def disturbs(running: str, check: str = "") -> str:
+    """Why a live change is refused while that runs; `check` is its own, where it may be allowed."""
+    return f"would disturb {running}" + (f" (allow it with --allow-disruption {check})" if check else "")
 
 
 def _rehearsed(rehearsal: Rehearsal, wanted: Sequence[Planned], checks: Checks) -> tuple[list[Batch], dict[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from hostprep.engine import Checks, inspect
+from hostprep.engine import Checks, disturbed, disturbs, inspect
 from hostprep.errors import ChangeFailed, HostprepError, StateError
 from hostprep.host import FileState, Host
 from hostprep.journal import Journal
@@ -52,12 +52,16 @@ class Performer:
         self._written.setdefault(path, before)
 
     def perform(
-        self, changes: Sequence[Change], sections: Mapping[str, Section] | None = None, allowed: Collection[str] = ()
+        self,
+        changes: Sequence[Change],
+        sections: Mapping[str, Section] | None = None,
+        allowed: Collection[str] = (),
+        beside_jobs: bool = False,
     ) -> None:
         """Make changes of one facet. A check that fails is put back as it was, the others go on.
 
         With `sections`, every check decides again from a fresh look: a change which has become unsafe since it
-        was planned is refused.
+        was planned is refused. So is a live one while jobs, containers or VMs run, unless `beside_jobs`.
         """
         self._sections = sections or {}
         self.forget()
@@ -68,6 +72,8 @@ class Performer:
                 assert check is not None
                 section = None if sections is None else sections[name]
                 todo = self._still_wanted(check, [c for c in changes if c.check == name], section, allowed)
+                if todo and todo[0].facet is Facet.CURRENT and not beside_jobs and name not in allowed:
+                    todo = self._undisturbing(todo, can_be_allowed=section is not None)
                 batch = self._make(check, todo) if todo else None
                 if batch is None:
                     continue
@@ -105,6 +111,15 @@ class Performer:
             else:
                 todo.append(change)
         return todo
+
+    def _undisturbing(self, todo: list[Change], can_be_allowed: bool) -> list[Change]:
+        """The live changes of one check, if nothing runs here that they could disturb: it may have started just now."""
+        if not (running := disturbed(self._looking)):
+            return todo
+        why = disturbs(running, todo[0].check if can_be_allowed else "")
+        hint = "" if can_be_allowed else "Let it end, or stop it, then try again."
+        self.failures += [Failure(name_of(c), why, hint) for c in todo]
+        return []
 
     def _make(self, check: Fixable, todo: list[Change]) -> _Batch | None:
         """Make the changes of one check; None when that failed, and everything was put back."""

@@ -2,6 +2,10 @@
 
 It takes no profile, since it decides nothing: the records say what an apply has made the next boot bring. What is not
 as they say is a failure with a name, and all else is done.
+
+Jobs and containers that run are no obstacle here, as they are to `hostprep apply`: it is done at boot, before those
+who start them (pbs_mom, slurmd, Docker, the kubelet), and a job that waits for the VFs must not keep them away. Who
+uses a device is asked of each check all the same.
 """
 
 from __future__ import annotations
@@ -64,7 +68,7 @@ def _of_check(performer: Performer, check: Recreating, record: boot.Record, befo
     for address in sound:
         if todo := _of_device(check.at_boot(facts), address):
             before()
-            performer.perform(todo)
+            performer.perform(todo, beside_jobs=True)
     _believe_what_is_there(performer, check, sound)
 
 

@@ -3,8 +3,8 @@
 First the files. One that nobody else has written since becomes the same bytes, mode and owner again: those that a
 tool generates from others (grub.cfg) before their sources, so that being cut off in between leaves what an apply knows
 how to go on from. Then settings whose file somebody has edited meanwhile: there only hostprep's own part is taken back.
-Then the running system, and last the directories that hostprep made. What nothing takes back (an installed driver) is
-named and left.
+Then the running system, unless that would disturb somebody, and last the directories that hostprep made. What nothing
+takes back (an installed driver) is named and left.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from hostprep.engine import Checks
+from hostprep.engine import Checks, disturbed, disturbs
 from hostprep.errors import HostprepError
 from hostprep.host import Host
 from hostprep.host.rehearsal import Rehearsal, Step
@@ -82,6 +82,8 @@ def rehearse(host: Host, checks: Checks, journal: Journal) -> tuple[list[Change]
         with contextlib.suppress(HostprepError):
             finish(rehearsal)
     live = [s for s in known if s.change.inverse() in changes and s.change.facet is Facet.CURRENT]
+    if live and (running := disturbed(host)):
+        foreign.append(f"the running system would stay as it is: to change it {disturbs(running)}")
     for group in _groups(checks, live):
         check = fixable(checks[group[0].change.check])
         if check is not None:

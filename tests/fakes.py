@@ -13,7 +13,7 @@ from hostprep.errors import HostError
 from hostprep.host import Host, Space, network, nvml
 from hostprep.host.network import Link
 from hostprep.host.nvml import Nvml
-from hostprep.host.processes import Namespace, Process
+from hostprep.host.processes import Namespace, Process, Workload
 from hostprep.model import Value
 
 Answer = str | HostError | Callable[[Sequence[str]], str]
@@ -44,6 +44,7 @@ class FakeHost(Host):
         self.netdev_elsewhere_table: dict[str, tuple[str, Namespace]] = {}  # by PCI address
         self.upper_elsewhere_table: dict[int, tuple[tuple[str, str, Namespace], ...]] = {}  # by index of ours
         self.open_file_table: dict[str, tuple[Process, ...]] = {}  # by path
+        self.workload_list: list[Workload] | HostError = []
         self.network_error: HostError | None = None  # what every question about all of that ends in
         self.refuse_vf: Callable[[str, int, dict[str, Any]], None] | None = None  # may raise in set_vf
         self._nvml: list[Nvml | HostError] = [HostError("NVML: not foreseen by the test")]  # shared by copies of us
@@ -115,6 +116,11 @@ class FakeHost(Host):
     def open_files(self, prefixes: Sequence[str]) -> dict[str, tuple[Process, ...]]:
         self._network("")
         return {path: who for path, who in self.open_file_table.items() if path.startswith(tuple(prefixes))}
+
+    def workloads(self) -> list[Workload]:
+        if isinstance(self.workload_list, HostError):
+            raise self.workload_list
+        return list(self.workload_list)
 
     def namespaces(self) -> list[Namespace]:
         return list(self._network("").namespace_list)

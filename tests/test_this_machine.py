@@ -17,6 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from hostprep import jobs
+from hostprep.host import Host
+
 pytestmark = pytest.mark.machine
 POOLS = Path("/sys/kernel/mm/hugepages")
 SIZES = {"2MiB": POOLS / "hugepages-2048kB", "1GiB": POOLS / "hugepages-1048576kB"}
@@ -68,6 +71,8 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     """This machine with a swap file of ours turned on, and named in the /etc that the test sees."""
     if os.geteuid() != 0:
         pytest.skip("needs root: it changes huge pages and swap of this machine, and undoes it")
+    if running := jobs.listing(Host()):
+        pytest.skip(f"others run here, whom a change would disturb: {running}")
     if swaps():
         pytest.skip("this machine has swap of its own, which a test does not turn off")
     if not all(

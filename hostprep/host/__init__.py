@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # they cost too much for a check that does not need them
 
     from hostprep.host.network import Link
     from hostprep.host.nvml import Nvml
-    from hostprep.host.processes import Namespace, Process
+    from hostprep.host.processes import Namespace, Process, Workload
 
 Runner = Callable[[Sequence[str], float, bytes], str]
 T = TypeVar("T")
@@ -301,6 +301,13 @@ class Host:
         from hostprep.host import processes
 
         return processes.open_files(prefixes)
+
+    def workloads(self) -> list[Workload]:
+        """The containers, VMs and Slurm steps that run here."""
+        self._must_be_live("what runs on this host")
+        from hostprep.host import processes
+
+        return processes.workloads()
 
     def namespaces(self) -> list[Namespace]:
         """The other network namespaces, and who holds them."""

@@ -25,7 +25,7 @@ from hostprep.model import Value
 if TYPE_CHECKING:
     from hostprep.host.network import Link
     from hostprep.host.nvml import Nvml
-    from hostprep.host.processes import Namespace, Process
+    from hostprep.host.processes import Namespace, Process, Workload
 
 ANSWERS = ".hostprep"
 _SECRETS = re.compile(
@@ -117,6 +117,9 @@ class Recorder(Host):
 
     def open_files(self, prefixes: Sequence[str]) -> dict[str, tuple[Process, ...]]:
         return self._ask("open", json.dumps(list(prefixes)), lambda: super(Recorder, self).open_files(prefixes))
+
+    def workloads(self) -> list[Workload]:
+        return self._ask("workloads", "", super().workloads)
 
     def namespaces(self) -> list[Namespace]:
         return self._ask("namespaces", "", super().namespaces)
@@ -256,6 +259,12 @@ class RecordedHost(Host):
         question = json.dumps(list(prefixes))
         found = self._recorded("open", question, lambda _: super(RecordedHost, self).open_files(prefixes))
         return {path: tuple(Process(*who) for who in users) for path, users in found.items()}
+
+    def workloads(self) -> list[Workload]:
+        from hostprep.host.processes import Workload
+
+        found = self._recorded("workloads", "", lambda _: super(RecordedHost, self).workloads())
+        return [Workload(*work) for work in found]
 
     def namespaces(self) -> list[Namespace]:
         from hostprep.host.processes import Namespace

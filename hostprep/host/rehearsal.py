@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from hostprep.host.network import Link
     from hostprep.host.nvml import Nvml
-    from hostprep.host.processes import Namespace, Process
+    from hostprep.host.processes import Namespace, Process, Workload
 
 
 class Step(NamedTuple):
@@ -93,6 +93,9 @@ class Rehearsal(Host):
 
     def open_files(self, prefixes: Sequence[str]) -> dict[str, tuple[Process, ...]]:
         return self._host.open_files(prefixes)
+
+    def workloads(self) -> list[Workload]:
+        return self._host.workloads()
 
     def namespaces(self) -> list[Namespace]:
         return self._host.namespaces()
