@@ -165,7 +165,7 @@ _allow = click.option(
     metavar="CHECK",
     multiple=True,
     type=CheckName(),
-    help="Let this check disrupt work in use. May be given more than once.",
+    help="Let this check disrupt work in use, or jobs and containers that run. May be given more than once.",
 )
 
 
@@ -341,7 +341,7 @@ def wait(timeout: int, max_age: int | None, profile: str | None) -> int:
 )
 @click.option("--profile", type=ProfileName(), help="Refuse a report that is not of this profile, as it is now.")
 def serve(listen: str | None, profile: str | None) -> int:
-    """Serve the published report over HTTP, to whoever may only read.
+    """Serve the published report over HTTP, read-only.
 
     /metrics for Prometheus, /report.json, /healthz (200 when ready, else 503), and a page for people at /. The report
     is read anew for every answer; one that cannot be relied on is 503. hostprep install serve has systemd listen.
@@ -413,9 +413,9 @@ def profiles_validate(file: str) -> int:
 @profiles.command("from-makefile")
 @click.argument("file", type=click.Path(), metavar="MAKEFILE")
 def profiles_from_makefile(file: str) -> int:
-    """A profile made from a site's Makefile of OpenKasugai all-in-one.
+    """Make a profile from an OpenKasugai Makefile.
 
-    It is read, never run. What it says of ports, VFs and the GPU's driver becomes sections, with comments; read it
+    The Makefile is read, never run. What it says of ports, VFs and the GPU's driver becomes sections, with comments; read it
     and correct it before it is put in place.
 
     \b

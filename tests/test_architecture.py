@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jobs": {"errors", "host", "model"},
     "makefile": {"errors", "model"},
     "serve": {"errors", "formats", "gate", "profile", "profile_files", "report", "state"},
-    "slurm": {"errors", "gate", "host", "profile", "profile_files", "report", "state"},
+    "slurm": {"errors", "gate", "host", "report"},
     "share": set(),
     "state": {"errors", "files", "host", "report"},
     "commands": {
