@@ -415,8 +415,8 @@ def profiles_validate(file: str) -> int:
 def profiles_from_makefile(file: str) -> int:
     """Make a profile from an OpenKasugai Makefile.
 
-    The Makefile is read, never run. What it says of ports, VFs and the GPU's driver becomes sections, with comments; read it
-    and correct it before it is put in place.
+    The Makefile is read, never run. What it says of ports, VFs and the GPU's driver becomes sections, with comments;
+    read the profile and correct it before it is put in place.
 
     \b
       hostprep profiles from-makefile Makefile > /etc/hostprep/profile.yaml

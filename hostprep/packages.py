@@ -243,12 +243,21 @@ def _after_systemd(host: Host, options: Options) -> list[str]:
 
 
 def _after_serve(host: Host, options: Options) -> list[str]:
-    now = "" if options.root else " --now"
-    return [
-        *_reload(host, options),
-        f"{_systemctl(options)} enable{now} {_SERVED}",
-        "curl http://127.0.0.1:9617/healthz",
-    ]
+    if options.root:
+        return [f"{_systemctl(options)} enable {_SERVED}"]
+    lines = ["systemctl daemon-reload", f"systemctl enable --now {_SERVED}"]
+    lines += ["systemctl try-restart hostprep-serve.service", "curl http://127.0.0.1:9617/healthz"]
+    if closed := _closed(os.path.realpath(sys.executable)) or _closed(words()[0]):
+        lines.append(
+            f"It runs as a user of its own, who cannot look into {closed}: install hostprep elsewhere, as in /opt."
+        )
+    return lines
+
+
+def _closed(path: str) -> str:
+    """The first directory on the way to a file that not everybody may pass through; empty where there is none."""
+    parents = [path[:i] for i, c in enumerate(path) if c == "/" and i]
+    return next((folder for folder in parents if not os.stat(folder).st_mode & 0o001), "")
 
 
 def _after_prometheus(host: Host, options: Options) -> list[str]:

@@ -67,7 +67,7 @@ def text(report: Report, paint: Paint = plain, width: int = WIDTH) -> str:
     name, when = host(report), stamp(report.generated_at)
     findings, rows = _folded(report.findings)
     widths = _fit([max(map(len, column)) for column in zip(TITLES, *rows, strict=True)], width - 2)
-    head = f"hostprep {report.version}  {name}  profile {report.profile}  {when}"
+    head = f"hostprep {line(report.version)}  {name}  profile {line(report.profile)}  {when}"
     lines = [paint(head, "bold"), "", *_cells(TITLES, widths, lambda t: paint(t, "dim"))]
     for i, (finding, row) in enumerate(zip(findings, rows, strict=True)):
         if i == 0 or finding.check != findings[i - 1].check:

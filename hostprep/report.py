@@ -224,7 +224,7 @@ def usable(data: object, here: Identity, max_age: int | None = None, profile: Pr
         _validate(data)
         report = from_dict(data)
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as e:
-        raise ReportUnusable(f"the report is damaged: {e}", again, reason="damaged") from e
+        raise ReportUnusable(f"the report is damaged: {_short(str(e))}", again, reason="damaged") from e
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - report.uptime
     limit = report.valid_for if max_age is None else min(report.valid_for, max_age)
     why = reason = ""
@@ -232,13 +232,14 @@ def usable(data: object, here: Identity, max_age: int | None = None, profile: Pr
         why = "this machine has no /etc/machine-id, or no boot_id, to compare it with"
         reason = "other-machine"
     elif report.machine_id != here.machine_id:
-        why, reason = f"it is of another machine ({report.hostname})", "other-machine"
+        why, reason = f"it is of another machine ({_short(report.hostname)})", "other-machine"
     elif report.boot_id != here.boot_id:
         why, reason = f"it is of an earlier boot ({stamp(report.generated_at)})", "other-boot"
     elif report.selection is not None:
-        why, reason = f"only a part was looked at ({', '.join(report.selection)})", "partial"
+        why, reason = f"only a part was looked at ({_short(', '.join(report.selection))})", "partial"
     elif profile is not None and report.profile_sha256 != profile.sha256:
-        why, reason = f"it is of another profile ({report.profile}, or {profile.name} as it was then)", "other-profile"
+        why = f"it is of another profile ({_short(report.profile)}, or {profile.name} as it was then)"
+        reason = "other-profile"
     elif age < -1 or report.generated_at > time.time() + 60:
         why, reason = f"it comes from the future ({stamp(report.generated_at)}): was the clock set back?", "future"
     elif age > limit or time.time() > report.generated_at + limit:
@@ -259,6 +260,11 @@ def _validate(data: dict[str, Any]) -> None:
         raise ValueError(f"{'.'.join(map(str, error.absolute_path)) or 'it'}: {error.message[:200]}")
     if (verdict := from_dict(data).verdict) != data["verdict"] or data["ready"] != (verdict == READY):
         raise ValueError("its verdict is not that of its findings")
+
+
+def _short(text: str) -> str:
+    """What a report that is not believed says of itself: one line of no great length."""
+    return "".join(c if c.isprintable() else " " for c in text[:200])
 
 
 def stamp(seconds: float) -> str:

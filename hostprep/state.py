@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import math
 import os
+import stat
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +18,8 @@ from hostprep.report import Identity, Report, dumps
 
 RUN_DIR = "/run/hostprep"
 STATE_DIR = "/var/lib/hostprep"
+REPORT_LIMIT = 16 * 1024 * 1024  # bytes; a host with a thousand virtual functions makes about one million
+_DEPTH = 8  # of a report: an item of a list in a fact is at 6
 
 
 def run_dir() -> str:
@@ -98,15 +103,71 @@ def published() -> Any:
     if os.geteuid() == 0 and os.path.lexists(path) and (why := files.untrusted(path)):
         raise ReportUnusable(f"{path} is not to be trusted: {why}", again, reason="untrusted")
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would hold us up
-        with open(fd, "rb") as f:
-            return json.load(f)
+        data = _read(path)
     except FileNotFoundError:
         raise ReportUnusable(f"there is no report at {path}", again, reason="missing") from None
     except OSError as e:
         raise ReportUnusable(f"{path}: {e.strerror}", again, reason="unreadable") from e
+    try:
+        return _parsed(data)
     except (ValueError, RecursionError) as e:
         raise ReportUnusable(f"{path}: damaged: {e}", again, reason="damaged") from e
+
+
+def _read(path: str) -> bytes:
+    """The bytes of a regular file, of which a report has no more than REPORT_LIMIT. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would hold us up
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        with open(fd, "rb", closefd=False) as f:
+            data = f.read(REPORT_LIMIT + 1)
+    finally:
+        os.close(fd)
+    if len(data) > REPORT_LIMIT:
+        raise OSError(errno.EFBIG, f"more than {REPORT_LIMIT} bytes: no report")
+    return data
+
+
+def _parsed(data: bytes) -> Any:
+    """JSON of which all readers take the same: no name twice, no NaN, no number out of range, UTF-8, and not deep.
+
+    RFC 8259 4, 6 and 8.1 leave these to the reader; json.loads() takes the last of two names, and much else.
+    """
+    hooks: dict[str, Any] = {"parse_int": _whole, "parse_float": _finite, "parse_constant": _refused_constant}
+    level = [json.loads(data.decode("utf-8"), object_pairs_hook=_names_once, **hooks)]
+    whole = level[0]
+    for _ in range(_DEPTH):
+        level = [v for n in level if isinstance(n, (dict, list)) for v in (n.values() if isinstance(n, dict) else n)]
+    if level:
+        raise ValueError("nested too deeply")
+    return whole
+
+
+def _names_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name[:80]!r} is there twice")
+        found[name] = value
+    return found
+
+
+def _whole(text: str) -> int:
+    if len(text) > 20:  # 64 bits have 20 digits
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:80]} is no number")
+    return number
+
+
+def _refused_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
 
 
 @contextlib.contextmanager

@@ -22,13 +22,13 @@ def render(report: Report) -> str:
                 said = f"{f.message}\n{f.fix}".strip()
                 title = f"waived: {f.waived}" if f.waived else f.message
                 body = f"<{kind} message={quoteattr(line(title))}>{escape(_xml(said))}</{kind}>"
-            names = f"classname={quoteattr(f'hostprep.{check}')} name={quoteattr(line(f.key))}"
+            names = f"classname={quoteattr(line(f'hostprep.{check}'))} name={quoteattr(line(f.key))}"
             cases.append(f"    <testcase {names}>{body}</testcase>")
         counts = [sum(f"<{kind} " in case for case in cases) for kind in ("failure", "error", "skipped")]
         words = ("failures", "errors", "skipped")
         numbers = " ".join(f'{word}="{count}"' for word, count in zip(words, counts, strict=True))
         numbers = f'tests="{len(cases)}" {numbers} time="{report.durations.get(check, 0) / 1000:.3f}"'
-        suites.append("\n".join([f"  <testsuite name={quoteattr(check)} {numbers}>", *cases, "  </testsuite>"]))
+        suites.append("\n".join([f"  <testsuite name={quoteattr(line(check))} {numbers}>", *cases, "  </testsuite>"]))
     return (
         '<?xml version="1.0" encoding="UTF-8"?>\n<testsuites name="hostprep">\n'
         + "\n".join(suites)

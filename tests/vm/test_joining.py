@@ -21,10 +21,6 @@ WantedBy=multi-user.target
 PF, TAKEN = "0000:41:00.0", "0000:81:00.0"
 SAYS = """timeout 120 sh -c 'until grep -qx "{}" {}; do sleep 0.2; done'"""
 TEXTFILES = "/srv/textfiles"
-ASK = """python3 -c '
-import http.client
-c = http.client.HTTPConnection("127.0.0.1", 9617, timeout=60); c.request("GET", "/{}")
-answer = c.getresponse(); print(answer.status, answer.read().decode())'"""
 BY_HAND = "hostprep check --no-publish --format json"
 CHANGING = ("hardware/free/", "hugepages/host-memory", "hugepages/memory/available", "swap/memory-available")
 ACTIVE = "timeout 120 sh -c 'until systemctl --quiet is-active {}; do sleep 0.2; done'"
@@ -119,24 +115,6 @@ def test_a_service_that_its_admin_has_disabled_is_not_started_by_the_gate(guest:
     assert guest.sh("find /etc/systemd /usr/local/lib -name '*hostprep*'") == ""
     guest.sh("systemctl daemon-reload && systemctl start pbs.service")
     assert state(guest, "pbs") == "active"
-
-
-def test_whoever_asks_over_http_gets_the_report_of_this_moment(guest: Guest) -> None:
-    """Socket activation, and a user who may do nothing but read."""
-    profile(guest, {"name": "node", "swap": "disabled", "hugepages": {"2MiB": 4}})
-    guest.sh("hostprep install serve 2>&1; systemctl daemon-reload; systemctl start hostprep-serve.socket")
-    assert state(guest, "hostprep-serve.service") == "inactive"
-    assert guest.sh(ASK.format("healthz")).startswith("503 not ready: there is no report at")
-    hostprep(guest, "check")
-    assert guest.sh(ASK.format("healthz")).startswith("503 not ready: hugepages/2MiB")
-    applied(guest)
-    assert guest.sh(ASK.format("healthz")).startswith("200 ready")
-    assert "hostprep_ready 1" in guest.sh(ASK.format("metrics")).splitlines()
-    user = guest.sh("ps -o user= -p $(systemctl show --value -p MainPID hostprep-serve.service)")
-    assert user.startswith("hostpre"), "a user of its own, who goes with it"
-    guest.sh("echo 0 > /proc/sys/vm/nr_hugepages")
-    hostprep(guest, "check")
-    assert guest.sh(ASK.format("healthz")).startswith("503 ")
 
 
 def test_the_unit_sees_what_root_sees(guest: Guest) -> None:
