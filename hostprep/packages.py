@@ -311,7 +311,11 @@ def after_removal(target: str, options: Options, output: str) -> list[str]:
     return {
         "systemd": ["systemctl stop hostprep-check.timer hostprep-publish.path", "systemctl daemon-reload"],
         "serve": [f"systemctl stop {_SERVED} hostprep-serve.service", "systemctl daemon-reload"],
-        "pbs": ['qmgr -c "delete hook hostprep"'],
+        "pbs": [
+            'qmgr -c "delete hook hostprep"',
+            'pbsnodes -r -C "" NODE for each that `pbsnodes -l` still shows with "hostprep:"',
+            "rm -f /var/lib/hostprep/pbs.json on the nodes",
+        ],
         "slurm": ["Take HealthCheckProgram out of slurm.conf, and: scontrol reconfigure"],
         "npd": ["Restart node-problem-detector without its file."],
     }.get(target, ["systemctl daemon-reload"] if target.startswith(GATE) else [])
