@@ -181,6 +181,8 @@ def look(frozen: Path, tmp_path_factory: pytest.TempPathFactory) -> Look:
     seen = engine.examine(Host(), Profile("test", "", dict.fromkeys(checks)), checks, DEADLINE)
     seconds = time.monotonic() - began
     left = {pid: state for pid, state in descendants().items() if pid not in before}
+    while not set(left.values()) <= set("DZ") and time.monotonic() < began + seconds + GRACE:
+        left = {pid: state for pid, state in descendants().items() if pid not in before}  # killed, and not gone yet
     return Look(
         seen.answers,
         {f.check: f.status.value for f in seen.findings},
