@@ -121,6 +121,7 @@ def test_a_signal_ends_apply_in_order(tmp_path: Path, number: signal.Signals) ->
         f"        os.kill(os.getpid(), {int(number)})\n"
         "        signal.pause()\n"
         "commands.apply = apply\n"
+        "signal.signal(2, signal.default_int_handler)\n"  # a shell starts what it runs with & deaf to it
         "sys.exit(__main__.run(['apply', '--yes']))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20)
