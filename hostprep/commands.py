@@ -504,13 +504,15 @@ def install(join: Join) -> int:
     wanted = {name: packages.TARGETS[name] for name in join.targets}
     wanted |= {f"{packages.GATE}{unit}": packages.gate(unit) for unit in join.gates}
     options = packages.Options(join.root, join.textfiles, join.completion)
+    said = []  # when all is done: who reads only the beginning of it must not stop us in the middle
     with _joining(join) as (host, where):
         items = {name: target.items(host, options) for name, target in wanted.items()}
         for name in wanted:  # all or none: what stands in the way is found before anything is written
             putting.install(host, where, name, items[name], dry_run=True)
         for name, target in wanted.items():
             done = putting.install(host, where, name, items[name], join.dry_run)
-            emit(render.installed(name, done, target.next(host, options), join.dry_run, _paint()))
+            said.append(render.installed(name, done, target.next(host, options), join.dry_run, _paint()))
+    emit("".join(said))
     return 0
 
 
@@ -519,6 +521,7 @@ def uninstall(join: Join) -> int:
     from hostprep import packages
 
     options = packages.Options(join.root)
+    said = []
     with _joining(join) as (host, where):
         there = putting.targets(host, where)
         names = [f"{packages.GATE}{unit}" for unit in join.gates]
@@ -536,7 +539,8 @@ def uninstall(join: Join) -> int:
                 host.replace(link, None)
             done += [putting.Done("removed", link) for link in links]
             todo = packages.after_removal(name, options, output) if done else []
-            emit(render.installed(name, done, todo, join.dry_run, _paint()))
+            said.append(render.installed(name, done, todo, join.dry_run, _paint()))
+    emit("".join(said))
     return 0
 
 

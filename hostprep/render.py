@@ -316,7 +316,7 @@ def installed(target: str, done: Sequence[Done], todo: Sequence[str], dry_run: b
     for word, path in done:
         lines.append(f"  {paint(f'{word:<{width}}', colours.get(word, 'dim'))}  {line(path)}{meaning.get(word, '')}")
     if todo and not dry_run:
-        lines += [paint("next:", "bold"), *(f"  {paint(row, 'cyan')}" for row in todo)]
+        lines += [paint("next:", "bold"), *(f"  {paint(row, 'cyan')}" if row else "" for row in todo)]
     return "\n".join(lines) + "\n"
 
 

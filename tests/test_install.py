@@ -10,8 +10,8 @@ import pytest
 from fakes import FakeHost
 
 import hostprep.__main__ as entry
-from hostprep import install, packages
-from hostprep.errors import ChangeFailed, HostError, StateError
+from hostprep import commands, install, packages
+from hostprep.errors import ChangeFailed, HostError, OutputFailed, StateError
 from hostprep.install import Done, Item
 
 LIST = "/var/lib/hostprep/installed.json"
@@ -275,3 +275,18 @@ def test_the_list_names_every_file(image: Path) -> None:
     assert entry.run(["install", "systemd", "--root", str(image)]) == 0
     listed = json.loads((image / LIST[1:]).read_text())["files"]
     assert {path[1:] for path, e in listed.items() if e["digests"]} == files(image) - {LIST[1:]}
+
+
+def test_who_reads_only_the_beginning_does_not_stop_it_in_the_middle(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`hostprep uninstall ... | head -1`"""
+    targets = ["serve", "pbs", "systemd"]
+    assert entry.run(["install", *targets, "--root", str(image)]) == 0
+
+    def lost(text: str, output: str | None = None) -> None:
+        raise OutputFailed("stdout: Broken pipe: the answer is lost")
+
+    monkeypatch.setattr(commands, "emit", lost)
+    assert entry.run(["uninstall", *targets, "--root", str(image)]) == 74
+    assert files(image) == set()
