@@ -134,7 +134,7 @@ def show_report(output_format: str, max_age: int | None, output: str | None, wan
     from hostprep import gate
 
     try:
-        made = gate.relied_on(wanted, max_age)
+        made = gate.relied_on(wanted, max_age, any_profile=True)
     except (ReportUnusable, ProfileError) as e:
         _tell_there_is_none(e, output_format, output)
         raise
@@ -146,8 +146,10 @@ def wait(wanted: str | None, timeout: int, max_age: int | None) -> int:
     from hostprep import gate
 
     watched = _Progress()
-    seen = gate.until_ready(lambda: gate.relied_on(wanted, max_age), state.report_revision, timeout, watched)
-    watched.end()
+    try:
+        seen = gate.until_ready(lambda: gate.relied_on(wanted, max_age), state.report_revision, timeout, watched)
+    finally:
+        watched.end()
     if isinstance(seen, ReportUnusable):
         installed = os.path.exists("/run/systemd/system") and not os.path.exists("/run/hostprep")
         hint = "Nothing looks at this host at boot yet: hostprep install systemd" if installed else seen.hint
@@ -528,6 +530,8 @@ def uninstall(join: Join) -> int:
         if not names:  # what waits for a target that is gone would never start
             names = [name for name in there if name.startswith(packages.GATE)] if "systemd" in join.targets else []
             names += join.targets
+        else:
+            names += [name for name in join.targets if name != "systemd"]
         if "systemd" in names and (kept := packages.recorded(host)):
             what = f"{', '.join(kept)}: hostprep-apply.service is what makes it again at boot"
             raise ChangeFailed(what, "Take that back first: hostprep revert")

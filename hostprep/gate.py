@@ -17,13 +17,15 @@ _RELY_AGAIN_S = 10.0  # one that was not may have become too old, or its profile
 Seen = Report | ReportUnusable
 
 
-def relied_on(wanted: str | None = None, max_age: int | None = None) -> Report:
+def relied_on(wanted: str | None = None, max_age: int | None = None, *, any_profile: bool = False) -> Report:
     """The published report, if it is one of this machine, boot and profile, whole and fresh.
 
-    `wanted` is the name or file of the profile that is expected: without one, this site's own, if it has one.
-    Raises ReportUnusable, or ProfileError where the profile cannot be read.
+    `wanted` is the name or file of the profile that is expected: without one, that by which `hostprep check` judges.
+    Where a site has none, `any_profile` will do, for whoever only reads. Raises ReportUnusable, or ProfileError where
+    the profile cannot be read.
     """
-    expected = profile.load(wanted) if wanted is not None or profile_files.of_this_site() else None
+    lenient = any_profile and wanted is None and not profile_files.of_this_site()
+    expected = None if lenient else profile.load(wanted)
     return usable(state.published(), state.identity(Host()), max_age, expected)
 
 

@@ -100,9 +100,10 @@ def _without_empty_directories(host: Host, entries: Entries) -> Entries:
     """What is left when those directories are gone that were made for files and have none now."""
     left = dict(entries)
     for path in sorted((p for p, e in entries.items() if not e.digests), reverse=True):
-        if host.state_kind(path) == "directory" and host.names(path):
-            continue
-        host.restore(path, ABSENT)
+        if host.state_kind(path) == "directory":
+            if host.names(path):
+                continue
+            host.restore(path, ABSENT)
         del left[path]
     return left
 

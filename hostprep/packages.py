@@ -35,6 +35,8 @@ _ENABLED = (
     "hostprep-apply.service hostprep-check.service hostprep-check.timer hostprep-publish.path hostprep-ready.target"
 )
 _SERVED = "hostprep-serve.socket"
+# What the units above come after (a cycle otherwise), and what an admin needs on a host that is not ready.
+_BEFORE = ("hostprep-", "nvidia-", "systemd-", "ssh.", "sshd.", "dbus", "NetworkManager", "networking.", "chrony")
 
 
 class Options(NamedTuple):
@@ -57,6 +59,9 @@ def gate(unit: str) -> Target:
     """The drop-in that makes a service wait for hostprep-ready.target, and that target start it."""
     if not re.fullmatch(r"[A-Za-z0-9:_.@-]+\.service", unit):
         raise UsageError(f"--gate {unit}: is not the name of a service", "Give it in full, such as pbs.service.")
+    if unit.startswith(_BEFORE):
+        hint = "A gate is for what joins the cluster: pbs.service, slurmd.service, kubelet.service, docker.service."
+        raise UsageError(f"--gate {unit}: that has to run before a host can be ready, or be repaired", hint)
     return Target(
         f"{unit} starts when the host is ready",
         lambda host, options: _gate(host, unit),
@@ -66,8 +71,10 @@ def gate(unit: str) -> Target:
 
 def _gate(host: Host, unit: str) -> list[Item]:
     items = [Item(f"{ADMIN_UNITS}/{unit}.d/50-hostprep.conf", _file("systemd/gate.conf").encode())]
-    if path := _enabled(host, unit):  # `systemctl disable` takes this link away too
-        items.append(Item(f"{ADMIN_UNITS}/hostprep-ready.target.wants/{unit}", path.encode(), link=True))
+    link = f"{ADMIN_UNITS}/hostprep-ready.target.wants/{unit}"
+    path = _enabled(host, unit)  # `systemctl disable` takes the link away too, and `enable` makes it
+    if path and host.link(link) in (None, path):
+        items.append(Item(link, path.encode(), link=True))
     return items
 
 

@@ -212,3 +212,12 @@ def test_the_profile_is_the_one_that_is_named() -> None:
     assert waited("--timeout", "0", "--profile", "baseline") == 0
     assert waited("--timeout", "0", "--profile", "pbs-compute-node") == 3
     assert waited("--timeout", "0", "--profile", "nosuch") == 78
+
+
+def test_without_a_profile_of_the_site_the_gate_wants_the_one_that_check_judges_by(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A report of some other profile is easily ready."""
+    state.publish(made(Status.PASS, profile="trivial", profile_sha256="0" * 64))
+    assert waited("--timeout", "0") == 3
+    assert "of another profile (trivial" in capsys.readouterr().err

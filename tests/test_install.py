@@ -247,6 +247,8 @@ WRONG = {
     "an unknown target": (["nagios"], "nagios"),
     "a gate of what is no service": (["systemd", "--gate", "pbs"], "Give it in full, such as pbs.service."),
     "a gate with a path": (["systemd", "--gate", "../x.service"], "is not the name of a service"),
+    "a gate of our own": (["systemd", "--gate", "hostprep-check.service"], "before a host can be ready"),
+    "a gate that locks the admin out": (["systemd", "--gate", "ssh.service"], "or be repaired"),
     "a gate without systemd": (["pbs", "--gate", "pbs.service"], "--gate belongs to the target systemd"),
     "a directory without prometheus": (["nfd", "--textfile-directory", "/x"], "belongs to the target prometheus"),
     "a relative directory": (["prometheus", "--textfile-directory", "x"], "is not the full path of a directory"),
@@ -290,3 +292,25 @@ def test_who_reads_only_the_beginning_does_not_stop_it_in_the_middle(
     monkeypatch.setattr(commands, "emit", lost)
     assert entry.run(["uninstall", *targets, "--root", str(image)]) == 74
     assert files(image) == set()
+
+
+def test_a_link_that_systemctl_made_is_left_as_it_made_it(image: Path) -> None:
+    """It may name /lib/systemd/system where we found /usr/lib."""
+    for folder in ("usr/lib/systemd/system", "etc/systemd/system/multi-user.target.wants"):
+        (image / folder).mkdir(parents=True)
+    (image / "lib").symlink_to("usr/lib")
+    (image / "usr/lib/systemd/system/pbs.service").write_text("[Service]\nExecStart=/bin/true\n")
+    assert entry.run(["install", "systemd", "--gate", "pbs.service", "--root", str(image)]) == 0
+    wants = image / "etc/systemd/system/hostprep-ready.target.wants"
+    wants.mkdir()
+    for folder in (wants, wants.with_name("multi-user.target.wants")):
+        (folder / "pbs.service").symlink_to("/lib/systemd/system/pbs.service")
+    assert entry.run(["install", "systemd", "--gate", "pbs.service", "--root", str(image)]) == 0
+    assert os.readlink(wants / "pbs.service") == "/lib/systemd/system/pbs.service"
+
+
+def test_a_gate_goes_and_the_other_targets_that_were_named(image: Path) -> None:
+    assert entry.run(["install", "systemd", "serve", "--gate", "pbs.service", "--root", str(image)]) == 0
+    assert entry.run(["uninstall", "systemd", "serve", "--gate", "pbs.service", "--root", str(image)]) == 0
+    assert not {path for path in files(image) if "serve" in path or "pbs" in path}
+    assert f"{ROOT_UNITS}/hostprep-ready.target" in files(image)
