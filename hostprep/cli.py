@@ -419,7 +419,7 @@ def profiles_from_makefile(file: str) -> int:
     read the profile and correct it before it is put in place.
 
     \b
-      hostprep profiles from-makefile Makefile > /etc/hostprep/profile.yaml
+      hostprep profiles from-makefile Makefile > profile.yaml
     """
     return commands.profiles_from_makefile(file)
 

@@ -151,8 +151,8 @@ def wait(wanted: str | None, timeout: int, max_age: int | None) -> int:
     finally:
         watched.end()
     if isinstance(seen, ReportUnusable):
-        installed = os.path.exists("/run/systemd/system") and not os.path.exists("/run/hostprep")
-        hint = "Nothing looks at this host at boot yet: hostprep install systemd" if installed else seen.hint
+        nobody_looks = os.path.exists("/run/systemd/system") and not os.path.exists("/run/hostprep")
+        hint = "Nothing looks at this host at boot yet: hostprep install systemd" if nobody_looks else seen.hint
         raise ReportUnusable(f"not ready{_after(timeout)}: {seen}", hint) from seen
     if seen.verdict == report.READY:
         emit(f"{render.host(seen)}: {render.verdict(seen, _paint())}\n")
