@@ -134,7 +134,8 @@ def show_report(output_format: str, max_age: int | None, output: str | None, wan
     from hostprep import gate
 
     try:
-        made = gate.relied_on(wanted, max_age, any_profile=True)
+        # A person reads whose profile it is; a program takes it for this host's.
+        made = gate.relied_on(wanted, max_age, any_profile=output_format == "text")
     except (ReportUnusable, ProfileError) as e:
         _tell_there_is_none(e, output_format, output)
         raise

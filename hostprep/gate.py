@@ -21,8 +21,8 @@ def relied_on(wanted: str | None = None, max_age: int | None = None, *, any_prof
     """The published report, if it is one of this machine, boot and profile, whole and fresh.
 
     `wanted` is the name or file of the profile that is expected: without one, that by which `hostprep check` judges.
-    Where a site has none, `any_profile` will do, for whoever only reads. Raises ReportUnusable, or ProfileError where
-    the profile cannot be read.
+    Where a site has none, `any_profile` will do, for a person who reads whose it is. Raises ReportUnusable, or
+    ProfileError where the profile cannot be read.
     """
     lenient = any_profile and wanted is None and not profile_files.of_this_site()
     expected = None if lenient else profile.load(wanted)

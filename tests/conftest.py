@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ import pytest
 from fake_nvml import nvml_library, with_fleet  # noqa: F401  # fixtures
 from fakes import Answer, FakeHost
 
-from hostprep import engine, registry
+from hostprep import engine, registry, report, state
+from hostprep import profile as profiles
 from hostprep.engine import Examination
+from hostprep.host import Host
 from hostprep.journal import Journal
 from hostprep.model import Finding, Profile
 from hostprep.perform import Performer, converge
+from hostprep.report import Report
 
 MakeHost = Callable[..., FakeHost]
 
@@ -43,6 +47,11 @@ def _own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def profile(sections: Mapping[str, Any], **more: Any) -> Profile:
     return Profile(name="test", sha256="0" * 64, sections=dict(sections), **more)
+
+
+def here(*findings: Finding) -> Report:
+    """A report of now, of this very machine, by its default profile: one that consumers take."""
+    return report.make(findings, {}, profiles.load(None), state.identity(Host()), time.monotonic())
 
 
 def examine(host: FakeHost, sections: Mapping[str, Any], **more: Any) -> Examination:

@@ -82,7 +82,7 @@ CONSUMERS: dict[str, Callable[[Capture], Told]] = {
 
 @pytest.fixture(autouse=True)
 def a_site_with_a_profile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is none, a report of whatever profile does."""
+    """Where there is none, a person is shown a report of whatever profile."""
     monkeypatch.setattr(profile_files, "of_this_site", lambda: True)
 
 

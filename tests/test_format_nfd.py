@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import examine, profile
+from conftest import examine, here, profile
 from fake_gpu import A100, FIRST, P100, SECOND, Kernel, driver_files, gpu_files, installed, nvml, well
 from fake_sriov import SriovHost
 from fakes import FakeHost, debian
@@ -20,7 +20,6 @@ import hostprep.__main__ as entry
 from hostprep import packages, report, state
 from hostprep.errors import HostError, ReportUnusable
 from hostprep.formats import nfd
-from hostprep.host import Host
 from hostprep.model import Fact, Unknown
 from hostprep.pci import DEVICES
 from hostprep.report import Identity
@@ -219,10 +218,10 @@ def test_without_a_report_the_host_is_not_ready_and_stays_so() -> None:
 
 @pytest.mark.parametrize("broken", ["missing", "damaged", "of another boot"])
 def test_an_older_file_does_not_go_on_saying_ready(broken: str, tmp_path: Path) -> None:
-    file, here = tmp_path / "hostprep", state.identity(Host())
+    file = tmp_path / "hostprep"
     words = ["report", "--format", "nfd", "--output", str(file)]
 
-    state.publish(made(PASS)._replace(**here._asdict()))
+    state.publish(here(PASS))
     assert entry.run(words) == 0
     assert read(file.read_text())["hostprep.ready"] == "true"
     if broken == "missing":
@@ -230,7 +229,7 @@ def test_an_older_file_does_not_go_on_saying_ready(broken: str, tmp_path: Path) 
     elif broken == "damaged":
         Path(state.report_path()).write_text("{")
     else:
-        state.publish(made(PASS)._replace(**here._replace(boot_id="another")._asdict()))
+        state.publish(here(PASS)._replace(boot_id="another"))
     assert entry.run(words) == 3
     assert read(file.read_text()) == NOTHING
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["hostprep"]

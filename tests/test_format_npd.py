@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import here
 from test_render import ADVISORY, EVIL, FAIL, HOSTILE, PASS, PENDING, POWER, UNKNOWN, VOLATILE, WAIVED, finding, made
 
 import hostprep.__main__ as entry
 from hostprep import state
 from hostprep.formats import npd
-from hostprep.host import Host
 from hostprep.model import Finding, Status
 from hostprep.report import Report
 
@@ -102,10 +102,6 @@ def condition(exit_status: int, stdout: str, before: str = "False") -> tuple[str
     return status, default["reason"], default["message"] if status == "False" or unchanged else output
 
 
-def published(*findings: Finding) -> Report:
-    return made(*findings)._replace(**state.identity(Host())._asdict())
-
-
 REPORTS: dict[str, tuple[list[Finding] | str | None, str, str]] = {
     "ready": ([PASS, WAIVED, ADVISORY], "False", "the host is ready by its profile"),
     "ready until the next boot": ([VOLATILE], "False", "the host is ready by its profile"),
@@ -126,9 +122,9 @@ def test_the_condition_is_false_for_a_host_that_is_ready_and_for_no_other(
     """R61: its exit status 2, and every other but 0 and 1, is Unknown; that is what a report is that is not there."""
     given, wanted, said = REPORTS[case]
     if isinstance(given, list):
-        state.publish(published(*given))
+        state.publish(here(*given))
     elif given is not None:
-        state.publish(published(PASS))
+        state.publish(here(PASS))
         Path(state.report_path()).write_text(given)
     (rule,) = config()["rules"]
     code = entry.run(rule["args"])
@@ -222,5 +218,5 @@ def test_the_real_one_says_what_the_report_says(changes: Iterator[str]) -> None:
         'Unknown, reason: HostprepReport, message: "swap/devices unknown"': [UNKNOWN],
         'True, reason: HostNotReady, message: "swap/devices needs a reboot"': [PENDING],
     }.items():
-        state.publish(published(*findings))
+        state.publish(here(*findings))
         assert next(changes) == f"HostNotReady is now: {said}"

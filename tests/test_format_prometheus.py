@@ -15,16 +15,14 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import profile
+from conftest import here
 from test_render import ADVISORY, EVIL, FAIL, PASS, PENDING, POWER, UNKNOWN, VOLATILE, WAIVED, finding, made
 
 import hostprep.__main__ as entry
 from hostprep import report, state
 from hostprep.errors import ReportUnusable
 from hostprep.formats import prometheus
-from hostprep.host import Host
 from hostprep.model import Finding, Status
-from hostprep.report import Report
 
 SHARE = Path(prometheus.__file__).parent.parent / "share" / "prometheus"
 RULES, RULES_TEST = SHARE / "hostprep.rules.yml", SHARE / "hostprep.rules.test.yml"
@@ -174,10 +172,6 @@ def test_every_reason_is_one_of_the_list() -> None:
     words = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.keyword)]
     given = {w.value.value for w in words if w.arg == "reason" and isinstance(w.value, ast.Constant)}
     assert given <= set(prometheus.REASONS)
-
-
-def here(*findings: Finding) -> Report:
-    return report.make(findings, {}, profile({}), state.identity(Host()), time.monotonic())
 
 
 def test_an_old_textfile_does_not_go_on_saying_ready(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import hostprep.__main__ as entry
-from hostprep import gate, profile_files, report, state
+from hostprep import formats, gate, profile_files, report, state
 from hostprep import profile as profiles
 from hostprep.errors import ReportUnusable
 from hostprep.host import Host
@@ -89,6 +89,18 @@ def test_a_ready_report_of_something_else_is_none(
     state.publish(made(Status.PASS, **other))  # type: ignore[arg-type]
     assert waited("--timeout", "0") == 3
     assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", formats.NAMES)
+def test_without_a_profile_of_the_site_no_program_takes_a_report_of_whatever_profile(
+    output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A person is shown it, with the profile's name. Labels and textfiles would say that the host is ready."""
+    state.publish(made(Status.PASS, profile="other", profile_sha256="0" * 64))
+    assert entry.run(["report"]) == 0
+    assert "profile other" in capsys.readouterr().out
+    assert entry.run(["report", "--format", output]) == (2 if output == "npd" else 3)
+    assert "it is of another profile (other, or baseline as it was then)" in capsys.readouterr().err
 
 
 def test_without_a_report_it_says_how_to_make_one(capsys: pytest.CaptureFixture[str]) -> None:

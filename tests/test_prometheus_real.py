@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import pytest
 import yaml
-from test_format_prometheus import RULES, dashboard, here, rules, series
+from conftest import here
+from test_format_prometheus import RULES, dashboard, rules, series
 from test_render import EVIL, FAIL, HOSTILE, PASS, PENDING, POWER, UNKNOWN, WAIVED, finding
 
 import hostprep.__main__ as entry
