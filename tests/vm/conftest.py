@@ -13,6 +13,7 @@ from vm import qemu
 from vm.guest import Guest, thawed
 from vm.image import ROOT, Image, image
 from vm.qemu import Snapshot
+from vm.story import STEPS, table
 
 SITE = "/opt/hostprep/lib/python3.11/site-packages"
 # As an installation has them: the links in the package followed, and everything root's alone to write.
@@ -47,3 +48,11 @@ def guest(vm_image: Image, snapshot: Snapshot) -> Iterator[Guest]:
     with thawed(snapshot, vm_image.pciids) as guest:
         yield guest
         print(guest.console())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was done to the machine, and how that went."""
+    if STEPS:
+        terminalreporter.section("on a machine that really reboots")
+        for line in table(STEPS):
+            terminalreporter.write_line(line)
