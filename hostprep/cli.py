@@ -257,6 +257,7 @@ def plan(
 @_publish
 @_allow
 @click.option("--yes", is_flag=True, help="Do not ask. Needed where there is no terminal.")
+@click.option("--reboot", is_flag=True, help="Then reboot, if that makes this host ready and disturbs nobody.")
 @click.option("--boot", is_flag=True, help="Only make again what no kernel keeps over a reboot, as recorded.")
 @click.pass_context
 def apply(
@@ -269,13 +270,18 @@ def apply(
     no_publish: bool,
     allowed: tuple[str, ...],
     yes: bool,
+    reboot: bool,
     boot: bool,
 ) -> int:
     """Make this host what the profile says. Needs root.
 
     Shows what it will do and asks; then looks again, and ends with the findings. Every change is journalled before
     it is made and can be taken back. A value that somebody else changed meanwhile is not overwritten. What would
-    disrupt work in use is refused unless --allow-disruption names the check. hostprep does not reboot.
+    disrupt work in use is refused unless --allow-disruption names the check.
+
+    hostprep does not reboot unless --reboot asks for it, and then once for all that waits. It does not where something
+    is left that no reboot mends, for a power cycle, while jobs, containers or VMs run (unless --allow-disruption
+    reboot), while packages are installed, and never twice for the same cause.
 
     --boot is for hostprep-apply.service, which apply installs where it is needed: without a profile and without
     asking it makes again what apply has recorded in /etc/hostprep/boot, such as virtual functions and their addresses.
@@ -286,9 +292,8 @@ def apply(
             option = next(o.opts[0] for o in ctx.command.params if o.name == stray[0])
             raise UsageError(f"--boot does what was recorded, and takes no {option}", "Leave one of the two out.")
         return commands.recreate()
-    return commands.apply(
-        commands.Look(profile, only, output_format, output, None, deadline, not no_publish), allowed, yes
-    )
+    look = commands.Look(profile, only, output_format, output, None, deadline, not no_publish)
+    return commands.apply(look, allowed, yes, reboot)
 
 
 @main.command(epilog=_EPILOG)

@@ -333,12 +333,16 @@ def _report_broken_profile(look: Look, host: Host, e: ProfileError) -> None:
 # -- changing -------------------------------------------------------------------------------------
 
 
-def apply(look: Look, allowed: Sequence[str], yes: bool) -> int:
+def apply(look: Look, allowed: Sequence[str], yes: bool, reboot: bool = False) -> int:
     host = Host()
+    if reboot:
+        from hostprep import reboot as rebooting
+
+        rebooting.must_be_possible(host)
     with _ending_in_order(), state.changing() as journal_path:
         started = time.monotonic()
         wanted = _wanted(look, host)
-        _must_have("--allow-disruption", allowed, wanted)
+        _must_have("--allow-disruption", [n for n in allowed if not (reboot and n == rebooting.NAME)], wanted)
         checks = registry.load(wanted.sections)
         seen = engine.examine(host, wanted, checks, look.deadline)
         needed = engine.planned(seen, wanted, checks, allowed)
@@ -350,17 +354,51 @@ def apply(look: Look, allowed: Sequence[str], yes: bool) -> int:
             if todo := [p.change for p in planned if not p.refused]:
                 _must_be_writable(look.output)
                 if not yes and not _agreed(
-                    render.plan(batches, _paint(sys.stderr)), f"hostprep plan{_selection_words(look, allowed)}"
+                    render.plan(batches, _paint(sys.stderr)),
+                    f"hostprep plan{_selection_words(look, allowed)}",
+                    "Make these changes, and reboot this host if it needs that?" if reboot else CHANGES,
                 ):
                     return report.exit_code(_report(look, host, wanted, seen, started))
+                yes = True
                 failed = _changed(host, checks, journal_path, todo, wanted, allowed)
                 seen = engine.examine(host, wanted, checks, look.deadline)
         for p in planned:
             if p.refused:
                 when = "now" if p.change.facet is Facet.CURRENT else "next boot"
                 _say(f"refused {p.change.check}/{p.change.key} ({when}): {p.refused}")
-        code = _deliver(look, _report(look, host, wanted, seen, started))
+        made = _report(look, host, wanted, seen, started)
+        code = _deliver(look, made)
+        if reboot and not failed:
+            _reboot(host, made, journal_path, allowed, yes)
+    if reboot and failed:
+        _say("not rebooted: not all was done")
     return _failed(failed) or code
+
+
+def _reboot(host: Host, made: report.Report, journal_path: str, allowed: Sequence[str], yes: bool) -> None:
+    """Reboot, if that makes this host ready and disturbs nobody; else say why not."""
+    from hostprep import reboot as rebooting
+    from hostprep.journal import Journal
+
+    journal = Journal(journal_path, made.boot_id)
+    if why := rebooting.obstacle(made, journal) or rebooting.disruption(host, allowed):
+        _say(f"not rebooted: {why}")
+        return
+    what = rebooting.names([f for f in made.findings if f.counts and f.status is Status.PENDING])
+    if not yes and not _agreed(f"Waiting for a reboot: {what}\n", "hostprep check", "Reboot this host?"):
+        return
+    journal.rebooting(rebooting.causes(made))
+    _say(f"rebooting, for {what}")
+    _survive_the_shutdown()
+    rebooting.reboot(host)
+
+
+def _survive_the_shutdown() -> None:
+    """systemd ends everybody's session, ours too: this is the end that was asked for, and no interruption."""
+    import signal
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _changed(
@@ -452,13 +490,16 @@ def revert(dry_run: bool, yes: bool) -> int:
     return 0
 
 
-def _agreed(text: str, instead: str) -> bool:
+CHANGES = "Make these changes?"
+
+
+def _agreed(text: str, instead: str, question: str = CHANGES) -> bool:
     """Show what will be done, and ask. UsageError where nobody can be asked."""
     if sys.stdin is None or not sys.stdin.isatty():
         hint = f"Say --yes, or look first: {instead}"
         raise UsageError("this changes the host, and there is no terminal to ask on", hint)
     sys.stderr.write(text)
-    sys.stderr.write("Make these changes? [y/N] ")
+    sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
     try:
         answer = sys.stdin.readline()

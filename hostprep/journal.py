@@ -6,6 +6,7 @@
     {"event": "left",  ...change}    a revert has left it as it is: nothing takes it back
     {"event": "file",  ...}          a file about to be written: as it was, and the digest of what it becomes;
                                      without `before`: what it is now, when the writing is over
+    {"event": "reboot", ...}         about to reboot, and the settings that wait for it
 
 Joined end to end, the entries say how the host differs from the one we found. The journal is kept after
 everything was taken back: it is the history of the host.
@@ -27,6 +28,15 @@ from hostprep.host import FileState
 from hostprep.model import Change, Facet, Finding, Reading, Status, Value, from_json, to_json
 
 POWER_CYCLE = "power-cycle"  # a remark: the tool says that a reboot does not make the change effective
+
+
+class Cause(NamedTuple):
+    """A setting that a reboot is for: what it is now, and what it is to be after."""
+
+    check: str
+    key: str
+    current: Reading
+    next_boot: Reading
 
 
 class Standing(NamedTuple):
@@ -90,6 +100,21 @@ class Journal:
         """A file is this now, and nobody is writing it any more. As it was at first: there is nothing to take back."""
         self._append([{"event": "file", "path": path, "before": None, "digest": digest(now)}])
 
+    def rebooting(self, causes: Iterable[Cause]) -> None:
+        """This host is about to be rebooted for these settings."""
+        told = [{**c._asdict(), "current": to_json(c.current), "next_boot": to_json(c.next_boot)} for c in causes]
+        self._append([{"event": "reboot", "causes": told}])
+
+    def rebooted_for(self) -> set[Cause]:
+        """What hostprep has rebooted this host for, and has not set anew since. Another boot than that has come."""
+        known: set[Cause] = set()
+        for entry in self._entries():
+            if entry["event"] == "reboot":
+                known |= set(entry["causes"]) if entry["boot_id"] != self.boot_id else set()
+            elif entry["event"] == "begin":
+                known = {c for c in known if (c.check, c.key) != entry["change"][:2]}
+        return known
+
     def standing(self) -> list[Standing]:
         """How the host differs from the host we found, newest difference last.
 
@@ -98,7 +123,7 @@ class Journal:
         """
         standing: dict[tuple[str, str, Facet], Standing] = {}
         for entry in self._entries():
-            if entry["event"] == "file":
+            if entry["event"] in ("file", "reboot"):
                 continue
             change: Change = entry["change"]
             setting = (change.check, change.key, change.facet)
@@ -217,6 +242,11 @@ def _parsed(entry: dict[str, Any]) -> dict[str, Any]:
     if event == "file":
         before = None if entry["before"] is None else _file_from_json(entry["before"])
         return {"event": event, "path": str(entry["path"]), "before": before, "digest": entry["digest"]}
+    if event == "reboot":
+        causes = [
+            Cause(c["check"], c["key"], from_json(c["current"]), from_json(c["next_boot"])) for c in entry["causes"]
+        ]
+        return {"event": event, "causes": causes, "boot_id": str(entry.get("boot_id", ""))}
     if event not in ("begin", "end", "remark", "left"):
         raise ValueError(event)
     ends = (from_json(entry["before"]), from_json(entry["after"]))

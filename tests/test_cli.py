@@ -91,7 +91,11 @@ NOT_PLAIN = [
 def test_the_plain_reader_and_click_read_the_same(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[object, ...]] = []
     monkeypatch.setattr(commands, "check", lambda look: read.append((look,)) or 0)
-    monkeypatch.setattr(commands, "apply", lambda look, allowed, yes: read.append((look, tuple(allowed), yes)) or 0)
+    monkeypatch.setattr(
+        commands,
+        "apply",
+        lambda look, allowed, yes, reboot=False: read.append((look, tuple(allowed), yes, reboot)) or 0,
+    )
     monkeypatch.setattr(commands, "recreate", lambda: read.append(("boot",)) or 0)
     plain = entry._plain(words)
     assert plain is not None
