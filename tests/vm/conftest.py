@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,16 @@ from vm import qemu
 from vm.guest import Guest, thawed
 from vm.image import ROOT, Image, image
 from vm.qemu import Snapshot
-from vm.story import STEPS, table
+from vm.story import STEPS, Step, table
 
-SITE = "/opt/hostprep/lib/python3.11/site-packages"
-# As an installation has them: the links in the package followed, and everything root's alone to write.
-PACK = ("tar", "-cz", "--dereference", "--exclude=__pycache__", "--owner=0", "--group=0", "--mode=go-w", "hostprep")
+WHEEL = (sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps", ".")
+# As a user does it (`pip install .`), but for the packages that it needs: those came with the image.
+INSTALL = """
+/opt/hostprep/bin/pip install --quiet --disable-pip-version-check --no-index --no-deps /tmp/hostprep-*.whl
+rm /tmp/hostprep-*.whl; ln -sf /opt/hostprep/bin/hostprep /usr/local/bin/hostprep
+"""
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "hostprep", "checks", "systemd")
+STEP = "step"
 
 
 @pytest.fixture(scope="session")
@@ -31,15 +37,32 @@ def vm_image() -> Image:
 @pytest.fixture(scope="session")
 def snapshot(vm_image: Image) -> Iterator[Snapshot]:
     """A machine that has booted, with the hostprep of this working tree."""
-    packed = subprocess.run(PACK, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
     with tempfile.TemporaryDirectory(prefix="hostprep-vm-") as name:
         folder = Path(name)
+        wheel = _wheel(folder)
         with thawed(vm_image.snapshot, vm_image.pciids, folder) as guest:
-            guest.put(packed, "/tmp/hostprep.tgz")
-            guest.sh(f"tar -xzf /tmp/hostprep.tgz -C {SITE} && rm /tmp/hostprep.tgz")
-            guest.sh(f"/opt/hostprep/bin/python -m compileall -q {SITE}/hostprep", timeout=300)
+            guest.put(wheel, f"/tmp/{wheel.name}")
+            guest.sh(INSTALL, timeout=300)
             frozen = guest.freeze(folder / "memory")
         yield frozen
+
+
+def _wheel(folder: Path) -> Path:
+    """The working tree as a wheel, built from a copy: setuptools leaves build/lib behind, and takes what lies there."""
+    source = folder / "source"
+    source.mkdir()
+    subprocess.run(["cp", "-a", *SOURCES, source], cwd=ROOT, check=True)
+    subprocess.run([*WHEEL, "--wheel-dir", str(folder)], cwd=source, check=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(autouse=True)
+def _steps(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test did to its machine goes with its report, from whatever process ran it."""
+    STEPS.clear()
+    yield
+    request.node.user_properties += [(STEP, tuple(step)) for step in STEPS]
 
 
 @pytest.fixture
@@ -52,7 +75,15 @@ def guest(vm_image: Image, snapshot: Snapshot) -> Iterator[Guest]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was done to the machine, and how that went."""
-    if STEPS:
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    told = [
+        value
+        for r in reports
+        if getattr(r, "when", "") == "teardown"
+        for key, value in r.user_properties
+        if key == STEP
+    ]
+    if told:
         terminalreporter.section("on a machine that really reboots")
-        for line in table(STEPS):
+        for line in table([Step(*row) for row in told]):
             terminalreporter.write_line(line)
