@@ -441,7 +441,8 @@ def _wanted_drivers(facts: Facts, address: str, wanted: Sequence[Value]) -> Iter
     there = f"{address}/vfs" in facts and facts[f"{address}/vfs"].current == len(wanted)  # else they come with the VFs
     means = "Not every VF has a driver. See what its driver said: dmesg" if there else ""
     if count == len(wanted):
-        yield "bound", Desired(count, live=there, persist=False, means=means)
+        fix = "" if there else "hostprep apply --only nic_vfs"
+        yield "bound", Desired(count, live=there, persist=False, means=means, fix=fix)
     else:
         fix = "Name the driver of those that have none: each"
         yield "bound", Desired(count, ">=", live=False, persist=False, means=means, fix=fix)

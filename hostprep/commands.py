@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hostprep import __version__, engine, files, profile, profile_files, registry, render, report, state
@@ -70,11 +70,21 @@ def plan(look: Look, allowed: Sequence[str]) -> int:
     paint = _paint() if look.output is None else render.plain
     planned = {(b.check, p.change.key) for b in batches for p in b.planned}
     left = [
-        f for f in made.findings if f.status is not Status.PASS and not f.waived and (f.check, f.key) not in planned
+        f
+        for f in made.findings
+        if f.status is not Status.PASS
+        and not f.waived
+        and (f.check, f.key) not in planned
+        and not _comes_with(f, planned)
     ]
     text = render.plan(batches, paint) + render.left_over(left, paint)
     emit(f"{text}{render.verdict(made, paint)}\n{_next_step(look, batches, allowed)}", look.output)
     return report.exit_code(made)
+
+
+def _comes_with(f: Finding, planned: Collection[tuple[str, str]]) -> bool:
+    """Does a finding go away with what is planned of its check? A driver of VFs comes with the VFs."""
+    return f.fix.startswith("hostprep apply") and any(check == f.check for check, _ in planned)
 
 
 def _next_step(look: Look, batches: Sequence[engine.Batch], allowed: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from fake_sriov import SriovHost
 from fakes import debian
 from test_nic_vfs import NETPLAN, PF0, PF1, RECORD, taken_back, wanting
 
-from hostprep import registry
+import hostprep.__main__ as entry
+from hostprep import commands, registry
 from hostprep.errors import CommandFailed, HostError
 from hostprep.journal import Journal
 from hostprep.model import Change, Facts
@@ -384,3 +386,15 @@ def test_what_the_profile_no_longer_speaks_of_leaves_the_record(host: SriovHost,
     assert "driver" not in (host.read(RECORD) or "")
     assert '"mtu": 9000' in (host.read(RECORD) or "")
     assert set(statuses(host, wanting(4, mtu=9000)).values()) == {"pass"}
+
+
+def test_a_plan_that_makes_vfs_leaves_their_drivers_to_nobody(
+    host: SriovHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(commands, "Host", lambda: host)
+    path = tmp_path / "profile.yaml"
+    path.write_text(json.dumps({"name": "node", **wanting(2)}))
+    assert entry.run(["plan", "--profile", str(path)]) == 1
+    said = capsys.readouterr().out
+    assert f"{PF0}/vfs: 0 -> 2" in said
+    assert "Left to you" not in said
