@@ -329,10 +329,16 @@ def _owned(address: str, fact: Fact, found: Sequence[Owner] | Unknown) -> dict[s
 
 
 def _bound(facts: Facts, address: str) -> Fact:
-    """How many VFs have a driver: of those that the next boot makes, all, unless the kernel is told not to probe."""
+    """How many VFs have a driver: of those that the next boot makes, all, unless the kernel is told not to probe.
+
+    Of those that are there already, no driver that leaves them alone now takes them then: no boot mends that.
+    """
     fact, later = facts[f"{address}/bound"], facts[f"{address}/vfs"].next_boot
     probed = facts[f"{address}/autoprobe"].next_boot if f"{address}/autoprobe" in facts else None
-    return fact._replace(next_boot=0 if probed is False else later)
+    if probed is False:
+        return fact._replace(next_boot=0)
+    there = facts[f"{address}/vfs"].current == later and facts.get(f"{address}/autoprobe", Fact.fixed(None)).current
+    return fact._replace(next_boot=fact.current if there else later)
 
 
 # -- deciding -------------------------------------------------------------------------------------

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from signal import SIGTERM
 from collections.abc import Collection, Sequence
 
 from hostprep import jobs
 from hostprep.engine import disturbs
-from hostprep.errors import ChangeFailed, HostError, UsageError
+from hostprep.errors import ChangeFailed, CommandFailed, HostError, UsageError
 from hostprep.host import Host
 from hostprep.host.process import clean
 from hostprep.journal import Cause, Journal
@@ -93,10 +94,15 @@ def _held_up(host: Host) -> str:
 
 
 def reboot(host: Host) -> None:
-    """Ask systemd for a whole reboot: firmware, boot loader and all."""
+    """Ask systemd for a whole reboot: firmware, boot loader and all.
+
+    Where there is no logind to ask, the shutdown has begun before systemctl ends, and ends it.
+    """
     try:
         host.run(*WHOLE, timeout=DEADLINE)
     except HostError as e:
+        if isinstance(e, CommandFailed) and e.status == -SIGTERM:
+            return
         raise ChangeFailed(f"systemd did not start the reboot: {e}", "Reboot this host: systemctl reboot") from e
 
 

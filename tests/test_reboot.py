@@ -177,6 +177,12 @@ def test_a_reboot_that_systemd_refuses_is_a_failure(
     assert "error: systemd did not start the reboot: env: exit 1" in capsys.readouterr().err
 
 
+def test_a_shutdown_that_ends_systemctl_too_is_the_one_that_was_asked_for(host: FakeHost, apply: Run) -> None:
+    """Without logind, systemctl starts reboot.target itself, and is still there when everything is ended."""
+    host.commands["env"] = CommandFailed("env: killed by SIGTERM: Call to Reboot failed", status=-15)
+    assert apply() == 4
+
+
 def test_without_systemd_nothing_is_changed(host: FakeHost, apply: Run, capsys: pytest.CaptureFixture[str]) -> None:
     os.rmdir(Path(host.root) / "run/systemd/system")
     before = host.snapshot()
