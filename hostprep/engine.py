@@ -242,16 +242,21 @@ def _rehearsed(rehearsal: Rehearsal, wanted: Sequence[Planned], checks: Checks) 
                 if finish and facet is Facet.NEXT_BOOT:
                     last[finish] = len(batches)
         except HostprepError as e:
-            obstacles[name] = str(e)
+            obstacles[name] = _told(e)
         batches.append(Batch(name, facet, group, rehearsal.steps[start:]))
     for finish, index in last.items():
         start = len(rehearsal.steps)
         try:
             finish(rehearsal)
         except HostprepError as e:
-            obstacles |= {b.check: str(e) for b in batches if finisher(checks[b.check]) is finish}
+            obstacles |= {b.check: _told(e) for b in batches if finisher(checks[b.check]) is finish}
         batches[index] = batches[index]._replace(steps=[*batches[index].steps, *rehearsal.steps[start:]])
     return batches, obstacles
+
+
+def _told(e: HostprepError) -> str:
+    """What stands in the way, and what to do about it, in one line."""
+    return f"{e}. {e.hint}" if e.hint else str(e)
 
 
 def _grouped(wanted: Iterable[Planned]) -> dict[tuple[str, Facet], list[Planned]]:

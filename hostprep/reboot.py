@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from signal import SIGTERM
 from collections.abc import Collection, Sequence
+from signal import SIGTERM
 
 from hostprep import jobs
 from hostprep.engine import disturbs

@@ -100,6 +100,11 @@ PAGES = {**dict.fromkeys(hugetlb.NAMES, ()), "hugepages": RUN}
             id="a quoted word goes or stays whole",
         ),
         pytest.param(
+            {GRUB_DEFAULTS: "GRUB_CMDLINE_LINUX=' a=\"b  c\td\"  e   hugepages=1\tf '\n"},
+            *('a="b  c\td"  e\tf', "hugepagesz=1G hugepages=4"),
+            id="white space within what stays is not touched",
+        ),
+        pytest.param(
             {GRUB_DEFAULTS: "GRUB_CMDLINE_LINUX='hugepages=1 * /e*'\n"},
             *("* /e*", "hugepagesz=1G hugepages=4"),
             id="no word becomes the names of files",

@@ -53,6 +53,9 @@ def test_nothing_is_changed_on_top_of_a_damaged_journal(tmp_path: Path) -> None:
 PROFILE = Profile("test", "0" * 64, {})
 
 
+READ_ONLY = "/etc/fstab: Read-only file system. Find out why (findmnt -T, dmesg), and mount it read-write."
+
+
 class ReadOnly(FakeHost):
     """A host whose /etc is mounted read-only."""
 
@@ -73,7 +76,7 @@ def test_on_a_read_only_etc_a_check_is_refused_before_the_running_system_is_chan
     checks = registry.load(wanted.sections)
     needed = engine.planned(engine.examine(host, wanted, checks, 20), wanted, checks, ())
     planned = [p for batch in engine.rehearse(host, needed, checks) for p in batch.planned]
-    assert {p.change.facet: p.refused for p in planned} == dict.fromkeys(Facet, "/etc/fstab: Read-only file system")
+    assert {p.change.facet: p.refused for p in planned} == dict.fromkeys(Facet, READ_ONLY)
     performer = Performer(host, checks, journal, lambda line: None)
     converge(performer, [p.change for p in planned if not p.refused], wanted.sections, ())
     assert (performer.failures, journal.standing()) == ([], [])

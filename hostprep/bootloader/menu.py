@@ -182,7 +182,10 @@ def _variables(script: str, env: Variables) -> tuple[dict[str, str], set[str]]:
 
 
 def tokens(text: str, variables: Variables) -> list[str]:
-    """The words of one command of GRUB script: quotes off, variables put in; one that was never set is empty."""
+    """The words of one command of GRUB script: quotes off, variables put in; one that was never set is empty.
+
+    HostError where it does not end with its line: what GRUB then makes of the lines that follow cannot be told here.
+    """
     found: list[str] = []
     word: str | None = None  # None: between words
     for piece in re.finditer(
@@ -191,6 +194,9 @@ def tokens(text: str, variables: Variables) -> list[str]:
         text,
     ):
         kind, value = piece.lastgroup, piece[piece.lastgroup or 0]
+        if kind == "plain" and value in ("'", '"', "\\"):  # to GRUB the word goes on in the next line, and further
+            hint = "Mend that in /etc/default/grub, /etc/default/grub.d or /etc/grub.d, and run update-grub."
+            raise HostError(f"grub.cfg: a quote is left open in the line {text.strip()[:200]!r}", hint)
         if kind == "end" or (kind == "plain" and value == "#" and word is None):
             break
         if kind == "blank":
@@ -212,10 +218,16 @@ def _in_quotes(text: str, variables: Variables) -> str:
     return re.sub(r'\\([\\"$])|\$\{(\w+)\}|\$(\w+)', lambda m: m[1] or variables.get(m[2] or m[3], ""), text)
 
 
-def bls_words(options: str, script: str, env: Variables) -> tuple[str, ...]:
-    """The arguments in the options of a BLS entry: blscfg puts its variables in before GRUB sees words."""
+def bls_words(options: str, script: str, env: Variables) -> tuple[str, ...] | None:
+    """The arguments in the options of a BLS entry: blscfg puts its variables in before GRUB sees words.
+
+    None where they cannot be read; that is about no other entry.
+    """
     variables, _ = _variables(script, env)
-    return _kernels(tokens(re.sub(r"\$(\w+)", lambda m: variables.get(m[1], "") + " ", options), {}))
+    try:
+        return _kernels(tokens(re.sub(r"\$(\w+)", lambda m: variables.get(m[1], "") + " ", options), {}))
+    except HostError:
+        return None
 
 
 def quote(word: str) -> str:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 
 from hostprep import files
 from hostprep.bootloader import menu, words
 from hostprep.bootloader.reading import GRUB_CFGS, bls_entries, grub_cfg, grubenv, has_blscfg, read
-from hostprep.errors import ChangeFailed, HostError
+from hostprep.errors import ChangeFailed, CommandFailed
 from hostprep.host import Host
+from hostprep.host.process import clean
+from hostprep.model import Unknown
 
 GRUB_DEFAULTS = "/etc/default/grub"
 DROPIN = "/etc/default/grub.d/zz-hostprep-{owner}.cfg"  # read last, so that a cloud image's file does not undo it
 KERNEL_CMDLINE = "/etc/kernel/cmdline"  # what RHEL 9 and later give to a kernel that is installed later
 MKCONFIGS = ("grub-mkconfig", "grub2-mkconfig")
+# What grub-mkconfig says on stderr though nothing is wrong, or without telling what is.
+_ORDINARY = (
+    r"Generating |Found |Adding boot menu |done$|Warning: os-prober|Systems on them|Check GRUB_DISABLE_OS_PROBER"
+)
+_BOILERPLATE = r"Ensure that there are no errors|and /etc/grub\.d/\* files|.* file attached\.$"
 
 Settings = dict[str, tuple[str, ...]]
 
@@ -55,8 +64,7 @@ def regenerate(host: Host) -> None:
     if cfg is None or has_blscfg(host.read(cfg) or ""):
         return
     mkconfig = "grub-mkconfig" if cfg == GRUB_CFGS[0] else "grub2-mkconfig"
-    if host.read_only(cfg):
-        raise HostError(f"{cfg}: Read-only file system")
+    host.must_be_writable(cfg)
     if host.rehearsing:
         host.run(*(("update-grub",) if cfg == GRUB_CFGS[0] else (mkconfig, "-o", cfg)))
         return
@@ -64,11 +72,38 @@ def regenerate(host: Host) -> None:
     try:
         host.run(mkconfig, "-o", new, timeout=300)
         text = host.read_bytes(new)
+    except CommandFailed as e:
+        raise ChangeFailed(f"{mkconfig}: exit {e.status}: {_complaint(e.output)}", _remedy(e.output)) from e
     finally:
         host.discard_leftover(cfg)
     if not text or not menu.starts_linux(menu.parse(text.decode(errors="replace"), {})):
         raise ChangeFailed(f"{mkconfig} made a grub.cfg without a boot entry", f"Run {mkconfig} and read what it says.")
+    before = read(host).later
     host.replace(cfg, text)
+    _tell(host, before, read(host).later)
+
+
+def _tell(host: Host, before: tuple[str, ...] | Unknown, after: tuple[str, ...] | Unknown) -> None:
+    """Say what became of the kernel's arguments: what others wrote since grub.cfg was last made takes effect too."""
+    if isinstance(before, Unknown) or isinstance(after, Unknown):
+        return
+    come = [f"+{word}" for word in after if word not in before]
+    gone = [f"-{word}" for word in before if word not in after]
+    if come or gone:
+        host.progress(f"kernel arguments of the next boot: {' '.join(come + gone)}")
+
+
+def _complaint(said: str) -> str:
+    """What of grub-mkconfig's output tells what is wrong: its last words name a file that is gone by then."""
+    lines = [line.strip() for line in said.splitlines()]
+    telling = [line for line in lines if line and not re.match(f"{_ORDINARY}|{_BOILERPLATE}", line)]
+    return clean("; ".join(telling[:3])) or "it does not say why: a script in /etc/grub.d failed"
+
+
+def _remedy(said: str) -> str:
+    if os.strerror(errno.ENOSPC) in said:
+        return "Make room (df, df -i), then try again."
+    return "Mend that in /etc/default/grub, /etc/default/grub.d or /etc/grub.d, then try again."
 
 
 # -- GRUB: what grub-mkconfig reads ---------------------------------------------------------------
@@ -119,20 +154,23 @@ def _shell(owner: str, settings: Settings) -> str:
     return f"""\
 # Written by hostprep (check {owner}); `hostprep revert` takes it back.
 {sets}hostprep_without() (
-    set -f
-    kept= word= dropped=
-    for part in $1; do
-        word="$word${{word:+ }}$part"
+    blank=$(printf ' \\t\\n.') blank=${{blank%.}}
+    rest=$1 kept= word= lead= dropped=
+    while [ "$rest" ]; do
+        gap=${{rest%%[!"$blank"]*}} rest=${{rest#"${{rest%%[!"$blank"]*}}"}}
+        part=${{rest%%["$blank"]*}} rest=${{rest#"${{rest%%["$blank"]*}}"}}
+        [ "$part" ] || break
+        if [ "$word" ]; then word=$word$gap$part; else lead=$gap word=$part; fi
         open=$word
         while case $open in *\\"*\\"*) ;; *) false ;; esac; do open=${{open#*\\"*\\"}}; done
         case $open in *\\"*) continue ;; esac # a quote is open: the word goes on
         case ${{word#\\"}} in
             {patterns}) dropped=yes ;;
-            *) kept="$kept${{kept:+ }}$word" ;;
+            *) kept=$kept${{kept:+$lead}}$word ;;
         esac
         word=
     done
-    if [ "$dropped" ]; then printf %s "$kept${{word:+ $word}}"; else printf %s "$1"; fi
+    if [ "$dropped" ]; then printf %s "$kept${{word:+${{kept:+$lead}}$word}}"; else printf %s "$1"; fi
 )
 GRUB_CMDLINE_LINUX=$(hostprep_without "$GRUB_CMDLINE_LINUX")
 GRUB_CMDLINE_LINUX_DEFAULT=$(hostprep_without "$GRUB_CMDLINE_LINUX_DEFAULT")

@@ -26,6 +26,12 @@ T = TypeVar("T")
 FILE = "FILE"  # in a command: the name of a file that it writes into
 READ_LIMIT = 8 * 1024 * 1024  # bytes; /proc and configuration files are far below it
 _DEV_NULL = os.makedev(1, 3)  # admin-guide/devices.txt
+_HINTS = {
+    errno.EPERM: "Is it immutable (lsattr), or this a container or a locked-down kernel?",
+    errno.EROFS: "Find out why (findmnt -T, dmesg), and mount it read-write.",
+    errno.ENOSPC: "Make room (df, df -i), then try again.",
+    errno.EDQUOT: "Make room (quota), then try again.",
+}
 
 
 class FileState(NamedTuple):
@@ -509,6 +515,11 @@ class Host:
         except OSError as e:
             raise _host_error(path, e) from e
 
+    def must_be_writable(self, path: str) -> None:
+        """HostError where a file is, or would be made, in a file system that is mounted read-only."""
+        if self.read_only(path):
+            raise _host_error(path, OSError(errno.EROFS, os.strerror(errno.EROFS)))
+
     def discard_leftover(self, path: str) -> None:
         """Remove what a tool or a killed hostprep has left beside a file of the new one in the making."""
         temporary = files.temporary_name(self._real_link(path))
@@ -595,10 +606,7 @@ def _host_error(path: str, e: OSError) -> HostError:
     code = e.errno or 0
     if code in (errno.EACCES, errno.EPERM) and os.geteuid() != 0:
         return HostError(f"{path}: needs root", code=code)
-    if code == errno.EPERM:
-        hint = "Is it immutable (lsattr), or this a container or a locked-down kernel?"
-        return HostError(f"{path}: {e.strerror}", hint, code=code)
-    return HostError(f"{path}: {e.strerror}", code=code)
+    return HostError(f"{path}: {e.strerror}", _HINTS.get(code, ""), code=code)
 
 
 def _inside(root: str, path: str) -> str:

@@ -178,9 +178,8 @@ class Rehearsal(Host):
             self.steps.append(Step(f"remove {path}" if state == ABSENT else f"write {path}", diff(path, before, state)))
 
     def must_be_writable(self, path: str) -> None:
-        """HostError where apply would find a read-only file system: better known before anything is changed."""
-        if self._host.read_only(path):
-            raise HostError(f"{path}: Read-only file system")
+        """What apply would find is better known before anything is changed."""
+        self._host.must_be_writable(path)
 
     def discard_leftover(self, path: str) -> None:
         return
