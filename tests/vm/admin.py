@@ -15,6 +15,17 @@ find /etc -xdev -type f -not -path '/etc/hostprep/profile.yaml' -printf '%p %m %
 find /etc -xdev -type l -printf '%p %l\\n'; find /etc -xdev -type d
 """
 
+# What stands in for pbs_mom: a service that is started at boot, and knows nothing of hostprep.
+PBS = """
+[Unit]
+Description=Stand-in for pbs_mom
+[Service]
+ExecStart=/bin/sleep infinity
+[Install]
+WantedBy=multi-user.target
+"""
+ACTIVE = "timeout 120 sh -c 'until systemctl --quiet is-active {}; do sleep 0.2; done'"
+
 
 def profile(guest: Guest, sections: Mapping[str, Any]) -> None:
     """This is the profile from now on."""
@@ -55,3 +66,17 @@ def statuses(guest: Guest) -> set[str]:
 def missing(said: str, words: Sequence[str]) -> list[str]:
     """Those of the words that a text lacks."""
     return [word for word in words if word not in said]
+
+
+def state(guest: Guest, unit: str) -> str:
+    return guest.run(f"systemctl is-active {unit}").stdout.strip()
+
+
+def installed(guest: Guest) -> None:
+    """As `hostprep install systemd` says it: install, then what it prints under `next:`."""
+    guest.put(PBS, "/etc/systemd/system/pbs.service")
+    guest.sh("systemctl enable --quiet pbs.service")
+    said = guest.sh("hostprep install systemd --gate pbs.service 2>&1")
+    following = [line.strip() for line in said.splitlines() if line.startswith("  systemctl ")]
+    assert len(following) == 4, said  # the gate wants a daemon-reload too
+    guest.sh(" && ".join(following))

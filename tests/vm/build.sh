@@ -133,16 +133,17 @@ E
 chmod +x "$root/opt/hostprep/bin/hostprep"
 ln -s /opt/hostprep/bin/hostprep "$root/usr/local/bin/hostprep"
 
-# --- the disk: GPT with a BIOS boot partition for GRUB, and the root
+# --- the disk: GPT with a BIOS boot partition for GRUB, the root, and 64 MiB for whoever wants to swap
 rm -rf "$root"/var/cache/apt/*.bin "$root"/var/lib/apt/lists/*
 cp "$root"/boot/vmlinuz-* "$out/vmlinuz"
 cp "$root"/boot/initrd.img-* "$out/initrd.img"
 disk=$work/disk.raw
-truncate -s $((2 + root_mb + 1))M "$disk"
+truncate -s $((2 + root_mb + 64 + 1))M "$disk"
 sfdisk -q "$disk" <<E
 label: gpt
 start=2048, size=2048, type=21686148-6449-6E6F-744E-656564454649
 start=4096, size=$((root_mb * 2048)), type=0FC63DAF-8483-4772-8E79-3D69D8477DE4
+start=$((4096 + root_mb * 2048)), size=$((64 * 2048)), type=0FC63DAF-8483-4772-8E79-3D69D8477DE4
 E
 # GRUB 2.06 cannot read ext4 with these two features, which a newer mke2fs may switch on.
 features=^metadata_csum_seed

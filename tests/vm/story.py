@@ -27,7 +27,7 @@ def step(name: str, expected: str) -> Iterator[Callable[[str], None]]:
     try:
         yield said.append
     except BaseException as e:
-        said.append(f"FAILED: {(str(e) or type(e).__name__).splitlines()[0][:80]}")
+        said.append(f"FAILED: {(str(e) or type(e).__name__).splitlines()[0][:60]}")
         raise
     finally:
         STEPS.append(Step(name, expected, said[-1], time.monotonic() - started))

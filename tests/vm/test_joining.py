@@ -7,43 +7,19 @@ from typing import Any
 
 from hostprep import packages
 from vm import Guest
-from vm.admin import SLOW, applied, hostprep, profile
+from vm.admin import ACTIVE, SLOW, applied, hostprep, installed, profile, state
 
-# What stands in for pbs_mom: a service that is started at boot, and knows nothing of hostprep.
-PBS = """
-[Unit]
-Description=Stand-in for pbs_mom
-[Service]
-ExecStart=/bin/sleep infinity
-[Install]
-WantedBy=multi-user.target
-"""
 PF, TAKEN = "0000:41:00.0", "0000:81:00.0"
 SAYS = """timeout 120 sh -c 'until grep -qx "{}" {}; do sleep 0.2; done'"""
 TEXTFILES = "/srv/textfiles"
 BY_HAND = "hostprep check --no-publish --format json"
 CHANGING = ("hardware/free/", "hugepages/host-memory", "hugepages/memory/available", "swap/memory-available")
-ACTIVE = "timeout 120 sh -c 'until systemctl --quiet is-active {}; do sleep 0.2; done'"
 PUBLISHED = "timeout 120 sh -c 'until [ $(stat -c %Y /run/hostprep/report.json) -gt {} ]; do sleep 0.2; done'"
-
-
-def state(guest: Guest, unit: str) -> str:
-    return guest.run(f"systemctl is-active {unit}").stdout.strip()
 
 
 def report(guest: Guest) -> dict[str, Any]:
     data: dict[str, Any] = json.loads(guest.get("/run/hostprep/report.json"))
     return data
-
-
-def installed(guest: Guest) -> None:
-    """As `hostprep install systemd` says it: install, then what it prints under `next:`."""
-    guest.put(PBS, "/etc/systemd/system/pbs.service")
-    guest.sh("systemctl enable --quiet pbs.service")
-    said = guest.sh("hostprep install systemd --gate pbs.service 2>&1")
-    following = [line.strip() for line in said.splitlines() if line.startswith("  systemctl ")]
-    assert len(following) == 4, said  # the gate wants a daemon-reload too
-    guest.sh(" && ".join(following))
 
 
 def test_k19_j2_a_service_that_waits_starts_when_the_host_is_ready_and_not_before(guest: Guest) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from vm import Guest
 from vm.admin import ETC, applied, findings, hostprep, missing, profile, reverted, statuses
+from vm.story import step
 
 ENS10, ENS11, CONNECTX = "0000:41:00.0", "0000:81:00.0", "0000:42:00.0"
 DEVICES = "/sys/bus/pci/devices"
@@ -151,12 +152,14 @@ def test_r4_r5_vfs_in_use_are_not_dropped_and_their_holders_are_named(guest: Gue
     assert not missing(said, ["used by python3 (pid", f"through vfio group {group}", "--allow-disruption nic_vfs"])
     assert guest.get("/var/lib/hostprep/journal") == journal
 
-    wanting(guest, {"pf": "ens10", "vfs": 0})
-    code, said = hostprep(guest, "apply --yes")
-    assert code == 4, said  # the next boot has none
-    assert not missing(said, [f"refused nic_vfs/{ENS10}/vfs (now): takes all 6 VFs away"])
-    assert numbers(guest) == [6, 0, 0]
-    assert "ens10v0" in guest.sh("ip -n empty link")
+    with step("VFs in use in other namespaces, none wanted", "refused, with the holders' names") as saw:
+        wanting(guest, {"pf": "ens10", "vfs": 0})
+        code, said = hostprep(guest, "apply --yes")
+        assert code == 4, said  # the next boot has none
+        assert not missing(said, [f"refused nic_vfs/{ENS10}/vfs (now): takes all 6 VFs away", " sleep), as ens10v1"])
+        assert numbers(guest) == [6, 0, 0]
+        assert "ens10v0" in guest.sh("ip -n empty link")
+        saw("refused; the VFs stay where they are")
 
     guest.sh("kill $(cat /run/held)")
     applied(guest, "--allow-disruption nic_vfs")
@@ -172,14 +175,16 @@ def test_k18_a_pf_in_another_namespace_is_judged_there_and_never_written(guest: 
     found = findings(guest)
     assert {f["status"] for f in found.values()} == {"pass"}
     assert found[f"{ENS10}/vf3/vlan"]["current"] == 100
-    wanting(guest, {"pf": "ens10", "vfs": 7})
-    code, said = hostprep(guest, "apply --yes --allow-disruption nic_vfs")
-    assert code == 4, said  # not now; the record for the next boot, when nobody has the PF yet, is written
-    assert not missing(
-        said, ["the PF is in the network namespace of ", " sleep; hostprep never changes what others hold"]
-    )
-    assert numbers(guest) == [4, 0, 0]
-    assert '"vlan_list":[{"vlan":100}]' in guest.sh("ip -n worker -j link show ens10")
+    with step("a PF in another namespace, more VFs wanted", "reported, not touched") as saw:
+        wanting(guest, {"pf": "ens10", "vfs": 7})
+        code, said = hostprep(guest, "apply --yes --allow-disruption nic_vfs")
+        assert code == 4, said  # not now; the record for the next boot, when nobody has the PF yet, is written
+        assert not missing(
+            said, ["the PF is in the network namespace of ", " sleep; hostprep never changes what others hold"]
+        )
+        assert numbers(guest) == [4, 0, 0]
+        assert '"vlan_list":[{"vlan":100}]' in guest.sh("ip -n worker -j link show ens10")
+        saw("reported; its VFs and their VLANs as they were")
 
 
 def test_r9_vfs_get_the_driver_that_is_wanted_and_k12_those_of_a_connectx_none(guest: Guest) -> None:

@@ -1,0 +1,131 @@
+"""From a fresh host to a node that has joined, and back: the whole of hostprep on a machine that really reboots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vm import Guest
+from vm.admin import ACTIVE, ETC, SLOW, findings, hostprep, installed, missing, profile, state
+from vm.story import step
+
+PORTS, CONNECTX = ("0000:41:00.0", "0000:81:00.0"), "0000:42:00.0"
+NODES = "/sys/devices/system/node/node{}/hugepages/hugepages-{}kB/nr_hugepages"
+KIB_1G, KIB_2M = 1048576, 2048
+WANTED: dict[str, Any] = {
+    "name": "node",
+    "swap": "disabled",
+    "kernel_args": ["pcie_aspm=off", "transparent_hugepage=never"],
+    "hugepages": {"1GiB": 2, "2MiB": {"0": 64, "1": 32}, "default": "1GiB"},
+    "nic_vfs": [
+        *({"pf": port, "vfs": 4} for port in PORTS),
+        {"pf": CONNECTX, "vfs": 4, "driver": "none", "autoprobe": False},
+    ],
+}
+# On a partition, which its type alone would not hide from systemd-gpt-auto-generator, and in a file.
+SWAP = """
+sfdisk --quiet --part-type /dev/vda 3 0657FD6D-A4AB-43C4-84E5-0933C84B4F4F
+mkswap --quiet /dev/vda3
+fallocate -l 64M /swapfile && chmod 600 /swapfile && mkswap --quiet /swapfile
+printf '/dev/vda3 none swap sw 0 0\n/swapfile none swap sw,pri=5 0 0\n' >> /etc/fstab
+systemctl daemon-reload && swapon -a
+"""
+# All that a revert has to give back: what lies on the disk, and what the running system has of it.
+FOUND = f"""
+{ETC}
+find /boot /usr/lib/systemd /usr/local -xdev -type f -printf '%p %m %u ' -exec md5sum {{}} +
+awk 'NR > 1 {{print $1, $2}}' /proc/swaps | sort; cat /proc/cmdline /sys/kernel/mm/hugepages/*/nr_hugepages
+cat /sys/bus/pci/devices/*/sriov_numvfs
+"""
+# What apply may write: none of it is written when there is nothing to do. The lock has its holder's pid.
+WRITTEN = """
+find /etc /boot /var/lib/hostprep -xdev -not -name lock -printf '%p %i %T@ %C@\\n'
+ls -di /sys/bus/pci/devices/*/virtfn*/; cat /sys/kernel/mm/hugepages/*/nr_hugepages
+"""
+
+
+def pages(guest: Guest, kib: int) -> list[int]:
+    """Huge pages of a size on each of the two NUMA nodes."""
+    return [int(guest.sh(f"cat {NODES.format(node, kib)}")) for node in (0, 1)]
+
+
+def vfs(guest: Guest) -> list[int]:
+    return [int(guest.sh(f"cat /sys/bus/pci/devices/{pf}/sriov_numvfs")) for pf in (*PORTS, CONNECTX)]
+
+
+def swaps(guest: Guest) -> set[str]:
+    return set(guest.sh("awk 'NR > 1 {print $1}' /proc/swaps").split())
+
+
+def applied_and_rebooted(guest: Guest) -> str:
+    """`apply --reboot`, as an admin who is then thrown out; what it said."""
+    guest.machine.monitor.forget()
+    guest.machine.agent.tell("/bin/sh", "-c", "hostprep apply --yes --reboot > /root/said 2>&1")
+    guest.machine.monitor.wait("RESET", SLOW)
+    guest.booted()
+    return guest.get("/root/said").decode()
+
+
+def test_from_a_fresh_host_to_one_that_has_joined_and_back(guest: Guest) -> None:
+    """Rows K1, K7 to K12, K19, J2: one apply, one reboot, ready; nothing more to do; and as it was found."""
+    with step("a fresh host: installed, enabled", "swap on a partition and in a file"):
+        guest.sh(SWAP)
+        installed(guest)
+        profile(guest, WANTED)
+        guest.reboot(degraded=True)
+        assert swaps(guest) == {"/dev/vda3", "/swapfile"}
+        assert (state(guest, "hostprep-ready.target"), state(guest, "pbs")) == ("inactive", "inactive")
+        found = guest.sh(FOUND)
+    with step("check", "not ready, and why"):
+        code, said = hostprep(guest, "check")
+        assert code == 1
+        assert not missing(said, ["NOT READY", "/dev/vda3", "/swapfile", "pcie_aspm", "2MiB/node1"]), said
+    with step("plan", "every change, and nothing done"):
+        code, said = hostprep(guest, "plan")
+        assert code == 1
+        shown = [
+            "swapoff /dev/vda3",
+            "swapoff /swapfile",
+            "hugepagesz=1G",
+            "update-grub",
+        ]
+        assert not missing(said, [*shown, "pcie_aspm=off", "sriov_numvfs", "To do it: hostprep apply"]), said
+        assert guest.sh(FOUND) == found
+    with step("apply --reboot", "one reboot, then ready") as saw:
+        said = applied_and_rebooted(guest)
+        *_, last = said.splitlines()
+        assert last.startswith("rebooting, for kernel_args/pcie_aspm"), said
+        saw(last[:60])
+    with step("after it", "boot units made VFs; ready; then pbs"):
+        is_ready(guest)
+    with step("apply again", "nothing to do, nothing written"):
+        before = guest.sh(WRITTEN)
+        code, said = hostprep(guest, "apply --yes --reboot")
+        assert code == 0, said
+        assert set(guest.sh(WRITTEN).splitlines()) ^ set(before.splitlines()) == set()
+        assert "nothing waits for a reboot" in said
+    with step("revert, reboot", "boots, and is what it was"):
+        code, said = hostprep(guest, "revert --yes")
+        assert code == 0, said
+        guest.reboot(degraded=True)
+        assert not missing(guest.sh(FOUND), found.splitlines())
+        assert not missing(found, guest.sh(FOUND).splitlines())
+        assert state(guest, "pbs") == "inactive"
+
+
+def is_ready(guest: Guest) -> None:
+    """What was asked for is there, each told by somebody else than hostprep; and hostprep says so."""
+    guest.sh(ACTIVE.format("pbs.service"))
+    assert set(WANTED["kernel_args"]) <= set(guest.sh("cat /proc/cmdline").split())
+    assert sum(pages(guest, KIB_1G)) == 2
+    assert pages(guest, KIB_2M) == [64, 32]
+    assert swaps(guest) == set()
+    assert vfs(guest) == [4, 4, 4]
+    assert hostprep(guest, "wait --timeout 0")[0] == 0
+    assert hostprep(guest, "check")[0] == 0
+    assert {f["status"] for f in findings(guest).values()} == {"pass"}
+    entered = "systemctl show --value -p ActiveEnterTimestampMonotonic"
+    made, checked, reached, started = (
+        int(guest.sh(f"{entered} {unit}"))
+        for unit in ("hostprep-apply.service", "hostprep-ready.service", "hostprep-ready.target", "pbs.service")
+    )
+    assert made <= checked <= reached <= started
