@@ -183,6 +183,12 @@ def _make_directories(path: str) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
 
 
+_LOCK_HINTS = {
+    **dict.fromkeys((errno.ELOOP, errno.EISDIR), "Something else is there: look at it, and remove it."),
+    **dict.fromkeys((errno.EROFS, errno.ENOSPC), "Its file system has to be mounted read-write, and not full."),
+}
+
+
 @contextlib.contextmanager
 def lock(path: str, shared: bool = False) -> Iterator[None]:
     """Hold a lock; Busy when another hostprep holds it. The kernel drops it when we die.
@@ -194,7 +200,7 @@ def lock(path: str, shared: bool = False) -> Iterator[None]:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as e:
-        hint = "Something else is there: look at it, and remove it." if e.errno in (errno.ELOOP, errno.EISDIR) else ""
+        hint = _LOCK_HINTS.get(e.errno or 0, "")
         raise StateError(f"{path}: cannot be locked: {e.strerror}", hint) from e
     try:
         try:

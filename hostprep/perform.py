@@ -128,6 +128,10 @@ class Performer:
         halves = {s.change[:3]: s.final for s in self.journal.standing() if s.final and s.begun}
         try:
             self.journal.begin(todo, self._final)
+        except StateError as e:  # nothing was tried, so there is nothing to put back, and no end to tell
+            self._fail(todo, e)
+            return None
+        try:
             for change in todo:
                 self.progress(_sentence(change))
             check.apply(self.host, todo)

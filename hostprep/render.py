@@ -275,6 +275,8 @@ def _one_by_one(findings: Sequence[Finding], paint: Paint) -> list[str]:
 
 def revert(changes: Sequence[Change], steps: Sequence[Step], foreign: Sequence[str], paint: Paint = plain) -> str:
     """What revert would do."""
+    if not changes and not steps and not foreign:  # what was begun on a full disk, and never done
+        return "Nothing is left to take back: this host is as hostprep found it.\n"
     lines = [paint("To be taken back", "bold")]
     for change in changes:
         when = "now" if change.facet is Facet.CURRENT else "next boot"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -230,3 +231,13 @@ def test_a_link_in_the_place_of_the_lock_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="lock: cannot be locked"), files.lock(str(tmp_path / "lock")):
         pytest.fail("locked")
     assert (tmp_path / "target").read_text() == "keep"
+
+
+def test_a_lock_on_a_read_only_file_system_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*args: object, **more: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(StateError) as refused, files.lock(str(tmp_path / "lock")):
+        pytest.fail("locked")
+    assert refused.value.hint == "Its file system has to be mounted read-write, and not full."

@@ -310,6 +310,19 @@ def test_a_journal_that_fills_up_half_way_leaves_nothing_half_done(
     assert everything(host) == before
 
 
+def test_what_cannot_be_journalled_is_told_once_and_never_tried(
+    host: FakeKernel, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(entries: Any) -> None:
+        raise StateError("journal: No space left on device")
+
+    monkeypatch.setattr(journal, "_append", full)
+    before = everything(host)
+    performer = apply(host, {"kernel_args": ["iommu=pt"], "swap": "disabled"}, journal)
+    assert [f.name for f in performer.failures] == ["swap/devices", "kernel_args/iommu"]
+    assert everything(host) == before
+
+
 def test_a_read_only_etc_is_one_clear_message_and_nothing_half_done(
     host: FakeKernel, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

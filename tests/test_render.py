@@ -264,3 +264,7 @@ def test_a_plan_says_what_is_done_how_and_what_is_refused_and_why() -> None:
         "    no space left on device",
         "",
     ]
+
+
+def test_what_was_begun_and_never_done_is_nothing_to_take_back() -> None:
+    assert render.revert([], [], []) == "Nothing is left to take back: this host is as hostprep found it.\n"
