@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 
 import pytest
 from fake_pbs import HOOK
+from one_at_a_time import ended_with, machine_to_itself
 
 T = TypeVar("T")
 NODE = "node1"
@@ -161,12 +162,9 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     with (folder / "setup.log").open("wb") as log:
         environment = {"PATH": path(), "LC_ALL": "C.UTF-8"}
         outside = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
-    try:
+    with machine_to_itself(), ended_with(outside):
         while not (folder / "up").exists():
             assert outside.poll() is None, (folder / "setup.log").read_text()
             time.sleep(0.02)
         children = Path(f"/proc/{outside.pid}/task/{outside.pid}/children").read_text().split()
         yield Cluster(int(children[0]), folder, folder / "run")
-    finally:
-        outside.kill()
-        outside.wait()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import pytest
+from one_at_a_time import ended_with, machine_to_itself
 
 from hostprep import slurm
 
@@ -164,12 +165,9 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     command = [*private, "/bin/sh", "-c", SETUP, "sh", str(folder)]
     with (folder / "setup.log").open("wb") as log:
         outside = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
+    with machine_to_itself(), ended_with(outside):
         while not (folder / "up").exists():
             assert outside.poll() is None, (folder / "setup.log").read_text()
             time.sleep(0.02)
         children = Path(f"/proc/{outside.pid}/task/{outside.pid}/children").read_text().split()
         yield Cluster(int(children[0]), folder, folder / "run")
-    finally:
-        outside.kill()
-        outside.wait()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from one_at_a_time import machine_to_itself
 from slurm_cluster import cluster
 
 from hostprep import jobs
@@ -24,6 +25,12 @@ ID = "1a2b3c4d5e6f" + "0" * 52
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root sees into the processes of others")
 
 Look = Callable[[int], tuple[str, ...]]
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    with machine_to_itself():
+        yield
 
 
 @pytest.fixture

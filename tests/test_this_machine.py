@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from one_at_a_time import machine_to_itself
 
 from hostprep import jobs
 from hostprep.host import Host
@@ -68,6 +69,12 @@ def available_mib() -> int:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
+    """This machine, where no other test starts what a change would disturb."""
+    with machine_to_itself():
+        yield from with_swap(tmp_path)
+
+
+def with_swap(tmp_path: Path) -> Iterator[Machine]:
     """This machine with a swap file of ours turned on, and named in the /etc that the test sees."""
     if os.geteuid() != 0:
         pytest.skip("needs root: it changes huge pages and swap of this machine, and undoes it")
