@@ -118,8 +118,11 @@ SCHEMA = {
     "anyOf": [_ENTRY, {"type": "array", "items": _ENTRY, "minItems": 1}],
 }
 
-_PF_SETTINGS = ("autoprobe", "mtu", "up", "eswitch")
+_WITH_SRIOV = ("autoprobe", "eswitch")  # the kernel has neither of a device whose SR-IOV is off (drivers/pci/iov.c)
+_PF_SETTINGS = (*_WITH_SRIOV, "mtu", "up")
 _BY_NETLINK = ("mac", "vlan", "qos", "proto", "trust", "spoofchk", "link", "min_rate", "max_rate")
+_SRIOV_OFF = "SR-IOV is off: the device has no sriov_totalvfs"
+_TURN_ON = "Turn it on in firmware (nic_firmware: SRIOV_EN, NUM_OF_VFS), and SR-IOV in the BIOS."
 # What drivers give a new VF; an Intel one gets a random address.
 _PLAIN: dict[str, Value] = dict(
     zip(_BY_NETLINK, ("00:00:00:00:00:00", 0, 0, "802.1Q", False, True, "auto", 0, 0), strict=True)
@@ -359,15 +362,22 @@ def decide(facts: Facts, want: Section) -> Goals:
 
 
 def _like_its_vf(facts: Facts, goals: Goals, key: str) -> Desired:
-    """What is wanted of a VF that is not there yet can be had only where the VF can."""
+    """What is wanted of a VF that is not there yet, or of SR-IOV where it is off, can be had only where the VF can."""
     address, _, name = key.partition("/")
     vfs, there = goals.get(f"{address}/vfs"), facts.get(f"{address}/vfs", Fact.fixed(0)).current
-    if vfs is None or not isinstance(there, int) or (name != "bound" and _index(name) < there):
+    if vfs is None or not isinstance(there, int):
+        return goals[key]
+    if not (name == "bound" or _index(name) >= there or (name in _WITH_SRIOV and _off(facts, address))):
         return goals[key]
     if name == "bound":
         return goals[key]._replace(waits=vfs.waits, fix=vfs.fix if vfs.waits else goals[key].fix)
     refused = goals[key].refused_now or vfs.refused_now
     return goals[key]._replace(refused_now=refused, disrupts=vfs.disrupts, waits=vfs.waits, fix=vfs.fix)
+
+
+def _off(facts: Facts, address: str) -> bool:
+    """Is SR-IOV off in firmware or BIOS?"""
+    return facts.get(f"{address}/total", Fact.fixed(0)).current is None
 
 
 def _selection(facts: Facts, entry: Section) -> Goals:
@@ -456,7 +466,7 @@ def _wanted_drivers(facts: Facts, address: str, wanted: Sequence[Value]) -> Iter
 
 def _wanted_eswitch(facts: Facts, address: str, mode: str) -> Desired:
     """Where a driver has no switch, neither a change nor a record of it makes one."""
-    if f"{address}/eswitch" in facts and facts[f"{address}/eswitch"].current is None:
+    if not _off(facts, address) and f"{address}/eswitch" in facts and facts[f"{address}/eswitch"].current is None:
         why = "the driver of the PF tells of no embedded switch (devlink dev eswitch show)"
         return Desired(mode, refused_now=why, refused_next=why, fix="Take eswitch out of the profile.")
     return Desired(mode)
@@ -511,9 +521,7 @@ def _wanted_vfs(facts: Facts, address: str, count: int) -> Desired:
         return desired._replace(refused_now=why if now != count else "", refused_next=why, fix=fix)
     total = facts[f"{address}/total"].current if f"{address}/total" in facts else None
     if count and total is None:
-        why = "SR-IOV is off: the device has no sriov_totalvfs"
-        fix = "Turn it on in firmware (nic_firmware: SRIOV_EN, NUM_OF_VFS), and SR-IOV in the BIOS."
-        return desired._replace(refused_now=why, fix=fix, waits=True)
+        return desired._replace(refused_now=_SRIOV_OFF, fix=_TURN_ON, waits=True)
     if isinstance(total, int) and count > total:
         why = f"the device offers {total} VFs (sriov_totalvfs)"
         return desired._replace(refused_now=why, fix="Raise it in firmware: nic_firmware: NUM_OF_VFS.", waits=True)
@@ -645,6 +653,8 @@ def _change(host: Host, address: str, wanted: Mapping[str, Value]) -> None:
     f = pci.function(host, address)
     if _is_hidden(host, f):  # sriov-network-operator#2: such PFs were reset to no VFs, under their owner
         raise ChangeFailed(f"{address}: its network interface is in another network namespace: left alone")
+    if not wanted.keys().isdisjoint(("vfs", *_WITH_SRIOV)) and _offered(host, f) is None:
+        raise ChangeFailed(f"{address}: {_SRIOV_OFF}", hint=_TURN_ON)
     name = f.netdevs[0] if f.netdevs else ""
     if name and ("up" in wanted or "mtu" in wanted):  # first: bnxt and ixgbe make no VFs of a PF that is down (R11)
         host.set_link(name, up=_bool(wanted.get("up")), mtu=_number(wanted.get("mtu")))

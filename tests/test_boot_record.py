@@ -305,11 +305,18 @@ def refusing(host: SriovHost) -> None:
     host.put(f"{DEVICES}/{PF0}/sriov_totalvfs", "2\n")
 
 
+def switched_off(host: SriovHost) -> None:
+    """As a card whose firmware waits for a power cycle, after a mere reboot."""
+    for name in ("totalvfs", "numvfs", "drivers_autoprobe", "vf_device"):
+        host.remove(f"{DEVICES}/{PF0}/sriov_{name}")
+
+
 TROUBLE: list[tuple[Callable[[SriovHost], None], str]] = [
     (gone, "there is no device at this address"),
     (another_card, "there is 15b3:101d at this address, and the record is of 15b3:1019"),
     (unbound, "no driver is bound to it"),
     (refusing, "8 VFs"),
+    (switched_off, "SR-IOV is off: the device has no sriov_totalvfs\n        -> Turn it on in firmware"),
 ]
 
 

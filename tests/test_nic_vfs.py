@@ -145,6 +145,19 @@ def test_r7_without_sr_iov_in_firmware_nothing_is_tried_and_the_next_boot_is_pre
     assert with_more["nic_vfs/0000:65:00.0/vfs"].status.value == "fail"
 
 
+def test_r7_without_sr_iov_what_is_set_beside_the_vfs_waits_for_the_firmware_too(
+    host: SriovHost, journal: Journal
+) -> None:
+    """The kernel shows sriov_drivers_autoprobe only of a device with the capability (drivers/pci/iov.c)."""
+    host.pf("0000:65:00.0", "ens7np0", total=None)
+    want = {"nic_vfs": [{"pf": "ens7np0", "vfs": 4, "driver": "none", "autoprobe": False, "eswitch": "legacy"}]}
+    assert apply(host, want, journal).failures == []
+    for key in ("autoprobe", "eswitch"):
+        found = findings(host, want)[f"nic_vfs/0000:65:00.0/{key}"]
+        assert (found.status.value, found.fact.next_boot) == ("fail", want["nic_vfs"][0][key])
+        assert ("SR-IOV is off" in found.message, "nic_firmware" in found.fix) == (True, True)
+
+
 def test_more_than_the_device_offers_is_refused_before_it_is_written(host: SriovHost, journal: Journal) -> None:
     found = findings(host, wanting(9))[f"nic_vfs/{PF0}/vfs"]
     assert "offers 8 VFs" in found.message

@@ -189,6 +189,12 @@ class Function:
 
     # Commands
 
+    def answer(self, mailbox: bytes) -> bytes:
+        """What a register access leaves in the mailbox, for a gateway that is elsewhere."""
+        self._mailbox[:] = mailbox
+        self._access_register()
+        return bytes(self._mailbox)
+
     def _execute(self) -> None:
         """Control word: go and busy 0, status 15:8, opcode 31:16."""
         known = self._control >> 16 == REGISTER_ACCESS

@@ -14,7 +14,7 @@ work=$out/work
 root=$work/root
 mkdir -p "$work"
 
-gcc -shared -fPIC -O1 -Wall -Werror -o "$out/pciids.so" "$here/pciids.c" -ldl
+gcc -shared -fPIC -O1 -Wall -Werror -o "$out/pciids.so" "$here/pciids.c" "$here/connectx.c" -ldl
 "${PYTHON:-python3}" -m pip download --quiet --disable-pip-version-check --python-version 311 --only-binary=:all: \
     --dest "$work/wheels" "$@"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vm import qemu
+from vm.firmware import Card
 from vm.guest import Guest, thawed
 from vm.image import ROOT, Image, image
 from vm.qemu import Snapshot
@@ -66,9 +67,19 @@ def _steps(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def guest(vm_image: Image, snapshot: Snapshot) -> Iterator[Guest]:
-    """A machine that nobody has touched; what its console said is shown when the test fails."""
-    with thawed(snapshot, vm_image.pciids) as guest:
+def card(tmp_path: Path) -> Card:
+    """A ConnectX-5 as it comes from the factory: no VFs."""
+    return Card(tmp_path)
+
+
+@pytest.fixture
+def guest(request: pytest.FixtureRequest, vm_image: Image, snapshot: Snapshot) -> Iterator[Guest]:
+    """A machine that nobody has touched, with the card of a test that has one.
+
+    What its console said is shown when the test fails.
+    """
+    card = request.getfixturevalue("card") if "card" in request.fixturenames else None
+    with thawed(snapshot, vm_image.pciids, card=card) as guest:
         yield guest
         print(guest.console())
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from vm.firmware import Card
 from vm.qemu import BOOT, Boot, Machine, Snapshot, overlay
 
 READY = "systemctl is-system-running --wait; status=$?; udevadm settle; exit $status"
@@ -17,8 +18,9 @@ READY = "systemctl is-system-running --wait; status=$?; udevadm settle; exit $st
 class Guest:
     """A running guest; its disk is an overlay that goes with it."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, card: Card | None = None) -> None:
         self.machine = machine
+        self.card = card
 
     def run(self, command: str, stdin: str = "", timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """Run a shell command as root, whatever it ends with.
@@ -42,18 +44,21 @@ class Guest:
         """What is in a file, of any size (those in sysfs: use `sh`)."""
         return self.machine.agent.read(path)
 
-    def reboot(self, *, power_cut: bool = False, degraded: bool = False) -> None:
-        """Reboot, and wait until the boot has ended; a power cut loses what was not yet written to the disk.
+    def reboot(self, *, degraded: bool = False) -> None:
+        """Reboot, and wait until the boot has ended.
 
         After a `degraded` boot some unit has failed, as the test expects.
         """
         self.machine.monitor.forget()
-        if power_cut:
-            self.machine.monitor.command("system_reset")
-        else:
-            self.machine.agent.tell("/bin/systemctl", "reboot")
-        self.machine.monitor.wait("RESET", BOOT)
+        self.machine.agent.tell("/bin/systemctl", "reboot")
+        self.restarts(BOOT)
         self.booted("degraded" if degraded else "running")
+
+    def restarts(self, timeout: float) -> None:
+        """Wait until the machine starts again, by itself or by somebody else: its card starts with it."""
+        self.machine.monitor.wait("RESET", timeout)
+        if self.card:
+            self.card.start()
 
     def booted(self, state: str = "running") -> None:
         """Wait until systemd has started all there is, and udev is done."""
@@ -71,7 +76,7 @@ class Guest:
         return (self.machine.folder / "console.log").read_text(errors="replace")[-4000:]
 
     def kill(self) -> None:
-        """Pull the plug, for good."""
+        """Pull the plug, for good: what was not yet written to the disk is lost."""
         self.machine.kill()
 
     def freeze(self, memory: Path) -> Snapshot:
@@ -81,29 +86,34 @@ class Guest:
 
 
 @contextlib.contextmanager
-def started(disk: Path, pciids: Path, boot: Boot | None = None) -> Iterator[Guest]:
+def started(disk: Path, pciids: Path, boot: Boot | None = None, card: Card | None = None) -> Iterator[Guest]:
     """A guest that boots from this very disk."""
-    with _scratch() as scratch, _running(Machine(scratch, disk, pciids, boot=boot)) as guest:
+    firmware = card.path if card else None
+    with _scratch() as scratch, _running(Machine(scratch, disk, pciids, boot=boot, firmware=firmware), card) as guest:
         guest.booted()
         yield guest
 
 
 @contextlib.contextmanager
-def thawed(snapshot: Snapshot, pciids: Path, folder: Path | None = None) -> Iterator[Guest]:
-    """A guest that goes on where a snapshot was taken; its disk goes into the folder, for what is to be kept."""
-    with (
-        _scratch() as scratch,
-        _running(Machine(scratch, overlay(snapshot.disk, folder or scratch), pciids, thaw=snapshot.memory)) as guest,
-    ):
-        guest.machine.agent.hello(60)
-        guest.machine.agent.command("guest-set-time", time=time.time_ns())
-        yield guest
+def thawed(snapshot: Snapshot, pciids: Path, folder: Path | None = None, card: Card | None = None) -> Iterator[Guest]:
+    """A guest that goes on where a snapshot was taken; its disk goes into the folder, for what is to be kept.
+
+    Without a card nothing answers for the firmware of its ConnectX. With one, the kernel asks it for its VFs when it
+    boots the next time.
+    """
+    with _scratch() as scratch:
+        disk = overlay(snapshot.disk, folder or scratch)
+        machine = Machine(scratch, disk, pciids, thaw=snapshot.memory, firmware=card.path if card else None)
+        with _running(machine, card) as guest:
+            guest.machine.agent.hello(60)
+            guest.machine.agent.command("guest-set-time", time=time.time_ns())
+            yield guest
 
 
 @contextlib.contextmanager
-def _running(machine: Machine) -> Iterator[Guest]:
+def _running(machine: Machine, card: Card | None) -> Iterator[Guest]:
     try:
-        yield Guest(machine)
+        yield Guest(machine, card)
     finally:
         machine.kill()
 

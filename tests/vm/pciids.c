@@ -1,6 +1,6 @@
 /* Preloaded into QEMU: gives a device other PCI ids, so that the guest sees another maker's card.
  *
- *   cc -shared -fPIC -o pciids.so pciids.c -ldl
+ *   cc -shared -fPIC -o pciids.so pciids.c connectx.c -ldl
  *   LD_PRELOAD=./pciids.so qemu-system-x86_64 ... -device igb,id=x15b3-1019-101a -device i6300esb,id=x10de-20b2-0302
  *
  * An igb whose id is xVENDOR-DEVICE-VF shows VENDOR:DEVICE, and its VFs are VENDOR:VF: Linux reads the VFs' device id
@@ -13,7 +13,9 @@
 #include <stdint.h>
 #include <stdio.h>
 
-enum { INTERFACE = 0x09, CLASS = 0x0a, CAPABILITIES = 0x100, SRIOV = 0x10, VF_DEVICE_ID = 0x1a };
+void connectx_insert(void *device, unsigned sriov); /* connectx.c */
+
+enum { INTERFACE = 0x09, CLASS = 0x0a, CAPABILITIES = 0x100, SRIOV = 0x10, VF_DEVICE_ID = 0x1a, MELLANOX = 0x15b3 };
 
 typedef void (*realize_function)(void *device, void **error);
 
@@ -59,7 +61,10 @@ static void realize(void *device, void **error, const struct kind *kind) {
         return;
     }
     for (unsigned at = CAPABILITIES; at; at = *(uint32_t *)(config + at) >> 20)
-        if (*(uint16_t *)(config + at) == SRIOV) *(uint16_t *)(config + at + VF_DEVICE_ID) = third;
+        if (*(uint16_t *)(config + at) == SRIOV) {
+            *(uint16_t *)(config + at + VF_DEVICE_ID) = third;
+            if (vendor == MELLANOX) connectx_insert(device, at);
+        }
 }
 
 static void realize_igb(void *device, void **error) { realize(device, error, &igb); }

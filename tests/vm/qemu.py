@@ -44,7 +44,16 @@ class Boot(NamedTuple):
 class Machine:
     """A running QEMU with its monitor and its agent. It ends with the process that started it."""
 
-    def __init__(self, folder: Path, disk: Path, pciids: Path, *, boot: Boot | None = None, thaw: Path | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        disk: Path,
+        pciids: Path,
+        *,
+        boot: Boot | None = None,
+        thaw: Path | None = None,
+        firmware: Path | None = None,
+    ) -> None:
         self.folder = folder
         self.disk = disk
         monitor, monitor_end = socket.socketpair()
@@ -58,7 +67,11 @@ class Machine:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "LD_PRELOAD": str(pciids)},
+                env={
+                    **os.environ,
+                    "LD_PRELOAD": str(pciids),
+                    **({"HOSTPREP_CONNECTX": str(firmware)} if firmware else {}),
+                },
                 pass_fds=(monitor_end.fileno(), agent_end.fileno()),
             )
         self.ends = (monitor, agent)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hostprep import packages
 from vm import Guest
 from vm.admin import ACTIVE, SLOW, applied, hostprep, installed, profile, state
 
 PF, TAKEN = "0000:41:00.0", "0000:81:00.0"
-SAYS = """timeout 120 sh -c 'until grep -qx "{}" {}; do sleep 0.2; done'"""
-TEXTFILES = "/srv/textfiles"
 BY_HAND = "hostprep check --no-publish --format json"
 CHANGING = ("hardware/free/", "hugepages/host-memory", "hugepages/memory/available", "swap/memory-available")
 PUBLISHED = "timeout 120 sh -c 'until [ $(stat -c %Y /run/hostprep/report.json) -gt {} ]; do sleep 0.2; done'"
@@ -22,49 +19,22 @@ def report(guest: Guest) -> dict[str, Any]:
     return data
 
 
-def test_k19_j2_a_service_that_waits_starts_when_the_host_is_ready_and_not_before(guest: Guest) -> None:
+def test_k19_j2_a_service_starts_as_soon_as_the_host_is_ready_and_jobs_go_on_when_it_is_not(guest: Guest) -> None:
+    """In a boot that began not ready. What a boot does is in test_story.py."""
     profile(guest, {"name": "node", "swap": "disabled", "hugepages": {"2MiB": 4}})
-    guest.sh(f"mkdir -p {TEXTFILES} {packages.FEATURES}")
-    guest.sh(f"hostprep install prometheus nfd --textfile-directory {TEXTFILES} 2>&1")
-    guest.put("hostprep_ready 1\n", f"{TEXTFILES}/hostprep.prom")  # of an earlier boot
     installed(guest)
-
-    guest.reboot(degraded=True)
-    guest.sh(SAYS.format("hostprep_ready 0", f"{TEXTFILES}/hostprep.prom"))
-    guest.sh(SAYS.format("hostprep.ready=false", f"{packages.FEATURES}/hostprep"))
-    assert [state(guest, unit) for unit in ("multi-user.target", "hostprep-ready.target", "pbs")] == [
-        "active",
-        "inactive",
-        "inactive",
-    ]
-    assert guest.sh("systemctl --failed --no-legend --plain").split()[0] == "hostprep-ready.service"
-    assert "hugepages/2MiB: wanted >= 4, found 0" in guest.sh("journalctl -b -o cat -u hostprep-ready.service")
-    assert report(guest)["boot_id"] == guest.boot_id()
-    for verb in ("start", "restart"):
-        refused = guest.run(f"systemctl {verb} pbs.service")
-        assert (refused.returncode, state(guest, "pbs")) == (1, "inactive")
+    assert hostprep(guest, "check")[0] == 1
+    assert guest.run("systemctl start pbs.service").returncode == 1
 
     applied(guest)  # nobody starts pbs: the report that says ready does
     guest.sh(ACTIVE.format("pbs.service"))
     assert state(guest, "hostprep-ready.target") == "active"
-    guest.sh(SAYS.format("hostprep_ready 1", f"{TEXTFILES}/hostprep.prom"))
-    guest.sh(SAYS.format("hostprep.ready=true", f"{packages.FEATURES}/hostprep"))
+    assert (report(guest)["ready"], report(guest)["boot_id"]) == (True, guest.boot_id())
+    assert guest.sh("hostprep wait --timeout 0").startswith("vm: READY")
     guest.sh("echo 0 > /proc/sys/vm/nr_hugepages")
     assert hostprep(guest, "check")[0] == 4
     assert state(guest, "pbs") == "active", "jobs go on"
     assert "may be requested by dependency only" in guest.run("systemctl stop hostprep-ready.target").stderr
-
-    guest.reboot()
-    assert [state(guest, unit) for unit in ("hostprep-ready.target", "pbs", "hostprep-check.timer")] == ["active"] * 3
-    assert report(guest)["ready"] is True
-    assert report(guest)["boot_id"] == guest.boot_id()
-    entered = "systemctl show --value -p ActiveEnterTimestampMonotonic"
-    checked, reached, started = (
-        int(guest.sh(f"{entered} {unit}"))
-        for unit in ("hostprep-ready.service", "hostprep-ready.target", "pbs.service")
-    )
-    assert checked <= reached <= started
-    assert guest.sh("hostprep wait --timeout 0").startswith("vm: READY")
 
 
 def test_a_service_that_its_admin_has_disabled_is_not_started_by_the_gate(guest: Guest) -> None:
