@@ -18,7 +18,7 @@ test: $(VENV)/ready
 
 # Two machines at a time: of the two threads with which QEMU emulates each, one has hardly anything to do.
 test-vm: $(VENV)/ready
-	$(BIN)/pytest -n2 --dist worksteal tests/vm $(PYTEST_ARGS)
+	$(BIN)/pytest -n2 --maxschedchunk 1 tests/vm $(PYTEST_ARGS)
 
 bench: build/bench/ready
 	@build/bench/bin/python tests/bench.py

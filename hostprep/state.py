@@ -18,6 +18,7 @@ from hostprep.report import Identity, Report, dumps
 
 RUN_DIR = "/run/hostprep"
 STATE_DIR = "/var/lib/hostprep"
+UNTOLD = "untold"  # beside the report: there is another one, or none, and hostprep-publish.service has not told it yet
 REPORT_LIMIT = 16 * 1024 * 1024  # bytes; a host with a thousand virtual functions makes about one million
 _DEPTH = 8  # of a report: an item of a list in a fact is at 6
 
@@ -79,7 +80,17 @@ def publish(report: Report) -> str:
             os.unlink(path)
         reason = e.strerror if isinstance(e, OSError) else str(e)
         raise OutputFailed(f"{path}: the report could not be published: {reason}", getattr(e, "hint", "")) from e
+    finally:
+        _mark_untold()
     return path
+
+
+def _mark_untold() -> None:
+    """Have hostprep-publish.path start its service, or once more where that runs already."""
+    with contextlib.suppress(OSError):  # without the mark a change of the report starts it, unless it runs
+        os.close(
+            os.open(os.path.join(run_dir(), UNTOLD), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        )
 
 
 def retract() -> None:
@@ -94,6 +105,7 @@ def retract() -> None:
         return
     except OSError as e:
         raise OutputFailed(f"{path}: the old report cannot be taken away: {e.strerror}; nothing was changed") from e
+    _mark_untold()
 
 
 def published() -> Any:

@@ -233,3 +233,21 @@ def test_without_a_profile_of_the_site_the_gate_wants_the_one_that_check_judges_
     state.publish(made(Status.PASS, profile="trivial", profile_sha256="0" * 64))
     assert waited("--timeout", "0") == 3
     assert "of another profile (trivial" in capsys.readouterr().err
+
+
+def test_every_other_report_leaves_a_mark_for_those_who_tell_it(ready: Report) -> None:
+    """systemd.path(5): what only has changed while the service ran starts nothing; what exists, does."""
+    mark = Path(state.run_dir(), state.UNTOLD)
+    for tell in (lambda: state.publish(ready), state.retract):
+        tell()
+        mark.unlink()
+    state.retract()
+    assert not mark.exists(), "there was no report, and there is none"
+
+
+def test_the_unit_that_tells_of_reports_waits_for_the_mark_that_is_left_and_takes_it_away_first() -> None:
+    folder = Path(__file__).parent.parent / "systemd"
+    mark = f"{state.RUN_DIR}/{state.UNTOLD}"
+    assert f"\nPathExists={mark}\n" in (folder / "hostprep-publish.path").read_text()
+    commands = [line for line in (folder / "hostprep-publish.service").read_text().splitlines() if "Exec" in line[:8]]
+    assert commands[0] == f"ExecStartPre=/bin/rm -f {mark}"

@@ -25,6 +25,15 @@ rm /tmp/hostprep-*.whl; ln -sf /opt/hostprep/bin/hostprep /usr/local/bin/hostpre
 """
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "hostprep", "checks", "systemd")
 STEP = "step"
+LONGEST = (
+    "test_story",
+    "test_power_cuts",
+    "test_trouble_kernel",
+    "test_trouble_grub",
+    "test_trouble_room",
+    "test_firmware",
+    "test_gpu",
+)
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +91,11 @@ def guest(request: pytest.FixtureRequest, vm_image: Image, snapshot: Snapshot) -
     with thawed(snapshot, vm_image.pciids, card=card) as guest:
         yield guest
         print(guest.console())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: the two machines then end at about the same time."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -19,14 +19,29 @@ def report(guest: Guest) -> dict[str, Any]:
     return data
 
 
+# One who is told takes long: he holds up the unit that tells.
+HOLD = """[Service]
+ExecStart=-/bin/sh -c '[ ! -p /run/hold ] || read -r line </run/hold'
+"""
+HELD = """
+mkfifo /run/hold /run/release
+(exec 3>/run/hold; touch /run/held; read -r line </run/release; rm /run/hold) >/dev/null 2>&1 &
+"""
+
+
 def test_k19_j2_a_service_starts_as_soon_as_the_host_is_ready_and_jobs_go_on_when_it_is_not(guest: Guest) -> None:
     """In a boot that began not ready. What a boot does is in test_story.py."""
     profile(guest, {"name": "node", "swap": "disabled", "hugepages": {"2MiB": 4}})
+    guest.sh("mkdir -p /etc/systemd/system/hostprep-publish.service.d")
+    guest.put(HOLD, "/etc/systemd/system/hostprep-publish.service.d/hold.conf")
     installed(guest)
+    guest.sh(f"systemctl stop hostprep-check.timer; {HELD}")
     assert hostprep(guest, "check")[0] == 1
     assert guest.run("systemctl start pbs.service").returncode == 1
+    guest.sh("timeout 120 sh -c 'until [ -e /run/held ]; do sleep 0.2; done'")
 
-    applied(guest)  # nobody starts pbs: the report that says ready does
+    applied(guest)  # nobody starts pbs: the report that says ready does, though the one before is still being told
+    guest.sh("echo go >/run/release")
     guest.sh(ACTIVE.format("pbs.service"))
     assert state(guest, "hostprep-ready.target") == "active"
     assert (report(guest)["ready"], report(guest)["boot_id"]) == (True, guest.boot_id())

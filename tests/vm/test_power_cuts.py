@@ -37,6 +37,7 @@ if [ -p /run/go ]; then echo 'update-grub: is running' > /dev/console; read -r l
 APPLY = "hostprep apply --yes > /dev/console 2>&1; echo 'apply: is over' > /dev/console"
 FILES = f"{ETC}\nmd5sum /boot/grub/grub.cfg"
 INSIDE, OVER = "update-grub: is running", "apply: is over"
+EVERY = os.environ.get("HOSTPREP_VM_CUTS") == "all"
 HELD = ("pass", "volatile")  # what the running system has as it is wanted
 
 
@@ -83,7 +84,7 @@ def cuts(guest: Guest) -> Iterator[Cut]:
 
 def chosen(made: list[Cut]) -> list[Cut]:
     """Those that are booted: inside update-grub, and at the last change before it."""
-    if os.environ.get("HOSTPREP_VM_CUTS") == "all":
+    if EVERY:
         return made
     inside = next(i for i, cut in enumerate(made) if cut.said.startswith(INSIDE))
     return made[inside - 1 : inside + 1]
@@ -104,7 +105,7 @@ def test_the_power_may_go_at_any_moment_of_an_apply(guest: Guest, vm_image: Imag
     guest.kill()
     for cut in chosen(made):
         with (
-            step(f"power cut at {cut.said}"[:60], "boots; check is true; apply, revert"),
+            step(f"power cut at {cut.said}"[:60], "boots; check is true; apply converges"),
             started(cut.disk, vm_image.pciids) as after,
         ):
             is_told_as_it_is(after)
@@ -112,9 +113,10 @@ def test_the_power_may_go_at_any_moment_of_an_apply(guest: Guest, vm_image: Imag
             assert code in (0, 4), said
             assert {f["status"] for f in findings(after).values()} <= {"pass", "pending-reboot"}
             assert after.sh(FILES).splitlines() == whole.splitlines()
-            code, said = hostprep(after, "revert --yes")
-            assert code == 0, said
-            assert after.sh(FILES).splitlines() == found.splitlines()
+            if EVERY or cut.said.startswith(INSIDE):
+                code, said = hostprep(after, "revert --yes")
+                assert code == 0, said
+                assert after.sh(FILES).splitlines() == found.splitlines()
 
 
 def is_told_as_it_is(guest: Guest) -> None:
