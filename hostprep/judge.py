@@ -70,7 +70,7 @@ def brought(findings: Iterable[Finding]) -> list[Finding]:
 
 def _in_vain(f: Finding) -> Finding:
     assert f.desired is not None
-    message = f"Refused: {f.desired.refused_now}." if f.desired.refused_now else f.message
+    message = f"Refused: {f.desired.refused_now}." if f.desired.refused_now else f.desired.means or f.message
     return f._replace(status=Status.FAIL, message=message, fix=f.desired.fix)
 
 

@@ -192,12 +192,12 @@ _PF = re.compile(r"SRIOV_PF_IF_([1-9][0-9]*)")
 _INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
 _VFS = re.compile(r"[1-9][0-9]{0,4}")
 _FILE = re.compile(r"[A-Za-z0-9_.+-]+")
-# What the install manual has as parameters and hostprep has no check for yet.
+# What else the install manual has as parameters. Which of it a site wants to be looked at is for the site to say.
 _OTHERS = {
-    "software": r"(K8S|GO|SRIOV_CNI|METALLB|NVIDIA_K8S_IPAM)_VERSION|CRIO_(OS|REPO_VERSION|PKG_VERSION)|IMG_TAG",
-    "registry": r"DCI_REGISTRY_\w+",
+    "versions": r"(K8S|GO|SRIOV_CNI|METALLB|NVIDIA_K8S_IPAM)_VERSION|CRIO_(OS|REPO_VERSION|PKG_VERSION)|IMG_TAG",
+    "registry login": r"DCI_REGISTRY_\w+",
     "SR-IOV network": r"SRIOV_PF_IPADDR_\d+|NV_IPAM_\w+",
-    "files": r"DCI_K8S_SOFTWARE_TARFILE",
+    "archive": r"DCI_K8S_SOFTWARE_TARFILE",
 }
 _LONGEST = 200  # characters of the Makefile in one comment
 
@@ -333,10 +333,10 @@ def _gpu(makefile: _Makefile) -> Iterator[str]:
 
 
 def _others(known: Mapping[str, Variable]) -> Iterator[str]:
-    """What a profile has no section for: told all the same, for whoever prepares the host."""
+    """What no section is made of: told all the same, for whoever prepares the host."""
     others = [(subject, name) for subject, pattern in _OTHERS.items() for name in known if re.fullmatch(pattern, name)]
     if others:
-        yield "# The Makefile also says what hostprep does not look at:"
+        yield "# The Makefile also says this, of which no section is made:"
     for subject, name in others:
         value = told(known, name)
         shown = f"cannot be told: {value.reason}" if isinstance(value, Unknown) else value

@@ -132,6 +132,13 @@ class Change(NamedTuple):
         return self._replace(before=self.after, after=self.before)
 
 
+class Suggestion(NamedTuple):
+    """A section that a good host passes, for the profile of its siblings; None: there is nothing to ask for."""
+
+    section: Section | None
+    notes: Mapping[str, str] = {}  # for a person, by key of the section or by number in a list; "" is of all of it
+
+
 class Waiver(NamedTuple):
     """A known finding that somebody accepted, with a reason, until the end of a day (UTC)."""
 

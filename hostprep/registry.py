@@ -1,4 +1,4 @@
-"""Finding the checks: every module of `hostprep.checks`. It has four names, and up to seven more."""
+"""Finding the checks: every module of `hostprep.checks`. It has four names, and up to eight more."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from hostprep.host import Host
-from hostprep.model import Change, Facts, Goals, Section
+from hostprep.model import Change, Facts, Goals, Section, Suggestion
 
 _FOLDER = os.path.join(os.path.dirname(__file__), "checks")
 
@@ -57,6 +57,20 @@ class Guarding(Check, Protocol):
         """What making a change in the running system would take away, and from whom; empty if nothing. Pure."""
 
 
+class Measuring(Check, Protocol):
+    """A check of figures that are only measured when somebody asks for it: its looks read what was kept of that."""
+
+    def measure(self, host: Host, want: Section, say: Callable[[str], None]) -> None:
+        """Measure what a section asks for, and keep the results. `say` tells how far it is."""
+
+
+class Suggesting(Check, Protocol):
+    """A check that can say what a profile would ask of a host like this one."""
+
+    def suggest(self, facts: Facts) -> Suggestion:
+        """A section that this host passes, with nothing in it that a sibling cannot have too. Pure."""
+
+
 Finish = Callable[[Host], None]
 
 
@@ -99,6 +113,22 @@ def preparation(check: Check) -> Callable[[Host], None] | None:
 def guarding(check: Check) -> Guarding | None:
     """The check itself when it can tell who would be disturbed by a change."""
     return cast(Guarding, check) if hasattr(check, "disrupts") else None
+
+
+def measuring(check: Check) -> Measuring | None:
+    """The check itself when it has something to measure, which takes long and disturbs others."""
+    return cast(Measuring, check) if hasattr(check, "measure") else None
+
+
+def suggesting(check: Check) -> Suggesting | None:
+    """The check itself when it can say what a profile would ask of a host like this one."""
+    return cast(Suggesting, check) if hasattr(check, "suggest") else None
+
+
+def moving(check: Check) -> tuple[str, ...]:
+    """Globs over the keys of facts that any two looks, or any two hosts, are expected to differ in."""
+    found: tuple[str, ...] = getattr(check, "MOVING", ())
+    return found
 
 
 def manual(check: Check) -> str:

@@ -11,7 +11,8 @@ import re
 
 # Where two versions first differ: `~` is older than the end, and that is older than `^`, letters and a number.
 _TILDE, _END, _CARET, _LETTERS, _NUMBER = range(5)
-_RELEASE_CANDIDATE = r"-(?:0\.|0[0-9]+)?rc(?=[0-9])"  # -rc3, Fedora's -0.rc3, Ubuntu's -061000rc3
+# -rc3, Fedora's -0.rc3, Ubuntu's -061000rc3; go's 1.23rc1; -alpha.1, -beta.2 and -rc.3 of semver.org
+_BEFORE_RELEASE = r"(?:-(?:0\.|0[0-9]+)?|(?<=[0-9]))(rc|alpha|beta)(?=[.0-9]|$)"
 
 
 def compare(a: str, b: str) -> int:
@@ -23,7 +24,7 @@ def compare(a: str, b: str) -> int:
 def _key(version: str) -> list[tuple[int, int, str]]:
     """The runs of digits and of letters, and `~` and `^`; whatever else there is only parts them."""
     epoch, rest = re.fullmatch(r"(?:([0-9]+):)?(.*)", version, re.S).groups()  # type: ignore[union-attr]  # matches all
-    runs = re.findall(r"[0-9]+|[A-Za-z]+|[~^]", re.sub(_RELEASE_CANDIDATE, "~rc", rest))
+    runs = re.findall(r"[0-9]+|[A-Za-z]+|[~^]", re.sub(_BEFORE_RELEASE, r"~\1", rest))
     return [(_NUMBER, int(epoch or 0), ""), *(_rank(run) for run in runs), (_END, 0, "")]
 
 

@@ -149,8 +149,8 @@ def test_the_common_path_imports_nothing_dear(tmp_path: Path) -> None:
             )
             for option in ("--profile", "--only", "--allow-disruption", "--output")
         ),
-        (["inspect", "--only", "swop"], 2, "there is no check named 'swop'", "Known: gpu"),
-        (["explain", "swop"], 2, "there is no check named 'swop'", "Known: gpu"),
+        (["inspect", "--only", "swop"], 2, "there is no check named 'swop'", "Known: benchmark"),
+        (["explain", "swop"], 2, "there is no check named 'swop'", "Known: benchmark"),
         (["profiles", "validate", "nope"], 78, "there is no profile named 'nope'", "A file is given by its path"),
         (["report", "--max-age", "10x"], 2, "'10x' is not a duration: write 90s, 10m", "hostprep report --help"),
         (["schema", "nope"], 2, "'nope' is not one of", "hostprep schema --help"),
@@ -313,7 +313,7 @@ def test_the_completion_script_is_one(shell_name: str, tmp_path: Path) -> None:
     ("line", "offered"),
     [
         ("hostprep re", {"revert", "report"}),
-        ("hostprep check --only s", {"swap", "system"}),
+        ("hostprep check --only s", {"services", "software", "swap", "system"}),
         ("hostprep check --profile pbs-g", {"pbs-gpu-node"}),
         ("hostprep explain k", {"kernel_args"}),
     ],

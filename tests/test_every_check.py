@@ -25,7 +25,7 @@ from hostprep.errors import HostError, HostprepError
 from hostprep.host import Host, Space, process
 from hostprep.host.rehearsal import Rehearsal
 from hostprep.judge import judge, plan
-from hostprep.model import Fact, Finding, Status
+from hostprep.model import Fact, Facts, Finding, Status
 from hostprep.registry import Check
 
 MakeHost = Callable[..., FakeHost]
@@ -80,10 +80,16 @@ def patterns(schema: object) -> Iterator[str]:
             yield from patterns(value)
 
 
+def inspected(check: Check, host: Host, section: Any) -> Facts:
+    """What a check sees, of things without end what the section names."""
+    told = registry.asking(check)
+    return check.inspect(host) if told is None else told.inspect(host, told.asked(section, ()))
+
+
 def findings(check: Check, host: Host, section: Any) -> list[Finding]:
     """What a check finds; no finding at all where it would not answer."""
     try:
-        facts = check.inspect(host)
+        facts = inspected(check, host, section)
     except HostError:
         return []
     return list(judge(check.NAME, facts, check.decide(facts, section)))
@@ -245,12 +251,12 @@ def test_looking_and_deciding_change_nothing_and_can_be_repeated(make_host: Make
     """Decide is pure: the same facts give the same goals, and neither facts nor section are changed by it."""
     check, host = CHECKS[name], make_host(machine(), Anything())
     before = host.snapshot(), host.directories()
-    facts, kept = check.inspect(host), repr(section)
-    assert check.inspect(host) == facts
+    facts, kept = inspected(check, host, section), repr(section)
+    assert inspected(check, host, section) == facts
     goals = check.decide(facts, section)
     copy = {key: facts[key] for key in reversed(list(facts))}
     assert check.decide(copy, section) == goals
-    assert (repr(section), facts) == (kept, check.inspect(host))
+    assert (repr(section), facts) == (kept, inspected(check, host, section))
     assert goals, "it asks for nothing"
     assert (host.snapshot(), host.directories()) == before
 

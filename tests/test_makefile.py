@@ -79,8 +79,8 @@ def test_k17_the_manuals_makefile_makes_a_valid_profile_of_its_host(tmp_path: Pa
     "said",
     [
         "SRIOV_PF_IF_2, line 13",
-        "software: GO_VERSION = 1.23.0",
-        "registry: DCI_REGISTRY_CERT_URL = http://192.168.10.100/harbor/ca.crt",
+        "versions: GO_VERSION = 1.23.0",
+        "registry login: DCI_REGISTRY_CERT_URL = http://192.168.10.100/harbor/ca.crt",
         "SR-IOV network: SRIOV_PF_IPADDR_1 = 192.168.20.2/24",
         "SR-IOV network: NV_IPAM_GATEWAY = cannot be told: made by $(shell echo 192.168.20.1)",
     ],

@@ -90,6 +90,8 @@ def test_the_unit_sees_what_root_sees(guest: Guest) -> None:
         "nic_vfs": [{"pf": PF, "vfs": 2}, {"pf": TAKEN, "vfs": 2}],
         "gpu": {"count": 1, "driver": "loaded"},
         "gpu_containers": "any",
+        "services": {"dbus": "active", "failed": "none"},
+        "software": {"mstconfig": "any", "python3": {"version": ">=3", "users": ["root", "nobody"]}},
     }
     profile(guest, {"name": "node", **sections})
     guest.sh(f"""
