@@ -192,6 +192,21 @@ def changing() -> Iterator[str]:
         yield os.path.join(folder, "journal")
 
 
+@contextlib.contextmanager
+def measuring() -> Iterator[None]:
+    """Nobody changes this host meanwhile, and nobody else measures it. Raises NeedsRoot, Busy or StateError."""
+    if os.geteuid() != 0:
+        raise NeedsRoot("to measure needs root", "Run it again with sudo.")
+    folder = files.own_directory(state_dir())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(files.lock(os.path.join(folder, "lock"), shared=True))
+        try:
+            stack.enter_context(files.lock(os.path.join(folder, "measuring")))
+        except Busy as e:
+            raise Busy("another hostprep is measuring this host", "Wait until it is done.") from e
+        yield
+
+
 def revision() -> object:
     """Changes whenever hostprep changes this host: what was seen before is then not published."""
     try:

@@ -14,6 +14,7 @@ from hostprep.host import Host, Space, network, nvml
 from hostprep.host.network import Link
 from hostprep.host.nvml import Nvml
 from hostprep.host.processes import Namespace, Process, Workload
+from hostprep.host.reach import Resolved
 from hostprep.model import Value
 
 Answer = str | HostError | Callable[[Sequence[str]], str]
@@ -43,6 +44,8 @@ class FakeHost(Host):
         self.namespace_list: list[Namespace] = []
         self.netdev_elsewhere_table: dict[str, tuple[str, Namespace]] = {}  # by PCI address
         self.upper_elsewhere_table: dict[int, tuple[tuple[str, str, Namespace], ...]] = {}  # by index of ours
+        self.name_table: dict[str, tuple[str, ...] | str] = {}  # what they resolve to, or why not
+        self.neighbours: set[str] = set()  # addresses that answer ARP
         self.open_file_table: dict[str, tuple[Process, ...]] = {}  # by path
         self.workload_list: list[Workload] | HostError = []
         self.network_error: HostError | None = None  # what every question about all of that ends in
@@ -112,6 +115,18 @@ class FakeHost(Host):
 
     def routes(self, netns: str = "") -> dict[str, tuple[str, ...]]:
         return dict(self._network(netns).route_table)
+
+    def addresses_of(self, name: str) -> Resolved:
+        if name not in self.name_table:
+            raise HostError(f"{name}: not foreseen by the test")
+        found = self.name_table[name]
+        return Resolved((), found) if isinstance(found, str) else Resolved(found)
+
+    def names_of(self, address: str) -> Resolved:
+        return self.addresses_of(address)
+
+    def answers_arp(self, address: str, device: str, source: str, seconds: float = 3) -> bool:
+        return address in self.neighbours
 
     def open_files(self, prefixes: Sequence[str]) -> dict[str, tuple[Process, ...]]:
         self._network("")

@@ -17,9 +17,11 @@ from hostprep.model import Change, Unknown, Value
 if TYPE_CHECKING:  # they cost too much for a check that does not need them
     from contextlib import AbstractContextManager
 
+    from hostprep.host.contents import FileInfo
     from hostprep.host.network import Link
     from hostprep.host.nvml import Nvml
     from hostprep.host.processes import Namespace, Process, Workload
+    from hostprep.host.reach import Resolved
 
 Runner = Callable[[Sequence[str], float, bytes], str]
 T = TypeVar("T")
@@ -230,6 +232,35 @@ class Host:
             raise _host_error(path, e) from e
         return Space(s.f_blocks * s.f_frsize, s.f_bavail * s.f_frsize)
 
+    # the content of files: see contents.py
+
+    def info(self, path: str) -> FileInfo | None:
+        """What a path leads to: kind, size, mode, owner, time; None where nothing has that name."""
+        from hostprep.host import contents
+
+        try:
+            return contents.info(self.real(path), self._real_link(path))
+        except OSError as e:
+            raise _host_error(path, e) from e
+
+    def digest(self, path: str, algorithm: str, seconds: float) -> str:
+        """The md5 or sha256 of a file; HostError where it takes longer than that."""
+        from hostprep.host import contents
+
+        try:
+            return contents.digest(self.real(path), path, algorithm, seconds)
+        except OSError as e:
+            raise _host_error(path, e) from e
+
+    def archive_fault(self, path: str, seconds: float) -> str:
+        """Why an archive would not open, in words after its name; empty where all of it could be read."""
+        from hostprep.host import contents
+
+        try:
+            return contents.archive_fault(self.real(path), path, seconds)
+        except OSError as e:
+            raise _host_error(path, e) from e
+
     def kernel(self) -> str:
         """The running kernel's release, as `uname -r` prints it."""
         release = self.read("/proc/sys/kernel/osrelease")
@@ -301,6 +332,29 @@ class Host:
 
         return network.routes(netns)
 
+    # others on the network: see reach.py; nothing bounds how long the resolver takes
+
+    def addresses_of(self, name: str) -> Resolved:
+        """The addresses of a name, as programs on this host get them."""
+        self._must_be_live(f"the addresses of {name}")
+        from hostprep.host import reach
+
+        return reach.addresses_of(name)
+
+    def names_of(self, address: str) -> Resolved:
+        """The name of an address, as programs on this host get it."""
+        self._must_be_live(f"the name of {address}")
+        from hostprep.host import reach
+
+        return reach.names_of(address)
+
+    def answers_arp(self, address: str, device: str, source: str, seconds: float = 3) -> bool:
+        """Does a neighbour answer ARP, asked on this interface from this IPv4 address of ours?"""
+        self._must_be_live(f"ARP for {address}")
+        from hostprep.host import reach
+
+        return reach.answers_arp(address, device, source, seconds)
+
     def open_files(self, prefixes: Sequence[str]) -> dict[str, tuple[Process, ...]]:
         """Files, devices above all, whose path starts with one of these, and who has them open."""
         self._must_be_live("open files")
@@ -346,6 +400,14 @@ class Host:
         from hostprep.host import nvml
 
         return nvml.ask(addresses, timeout)
+
+    def memory_bandwidth(self, cores: Sequence[tuple[int, int]], available: int, seconds: float) -> dict[int, int]:
+        """Bytes a second that these cores (CPU, NUMA node) move in memory, all at once, by node: see bandwidth.py."""
+        self._must_be_live("memory bandwidth")
+        from hostprep.host import bandwidth
+
+        may_use = os.sched_getaffinity(0)
+        return bandwidth.measure([bandwidth.Core(*c) for c in cores if c[0] in may_use], available, seconds)
 
     def settled(self, ready: Callable[[], bool], timeout: float, subsystems: Sequence[str] = ("pci", "net")) -> bool:
         """Wait until devices have come or gone so that `ready` holds. False at the timeout."""

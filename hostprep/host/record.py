@@ -23,9 +23,11 @@ from hostprep.host import FileState, Host, Space
 from hostprep.model import Value
 
 if TYPE_CHECKING:
+    from hostprep.host.contents import FileInfo
     from hostprep.host.network import Link
     from hostprep.host.nvml import Nvml
     from hostprep.host.processes import Namespace, Process, Workload
+    from hostprep.host.reach import Resolved
 
 ANSWERS = ".hostprep"
 _SECRETS = re.compile(
@@ -91,6 +93,15 @@ class Recorder(Host):
     def space(self, path: str) -> Space:
         return self._ask("space", path, lambda: super(Recorder, self).space(path))
 
+    def info(self, path: str) -> FileInfo | None:
+        return self._ask("info", path, lambda: super(Recorder, self).info(path))
+
+    def digest(self, path: str, algorithm: str, seconds: float) -> str:
+        return self._ask(algorithm, path, lambda: super(Recorder, self).digest(path, algorithm, seconds))
+
+    def archive_fault(self, path: str, seconds: float) -> str:
+        return self._ask("archive", path, lambda: super(Recorder, self).archive_fault(path, seconds))
+
     def machine(self) -> str:
         return self._ask("machine", "", super().machine)
 
@@ -114,6 +125,16 @@ class Recorder(Host):
 
     def routes(self, netns: str = "") -> dict[str, tuple[str, ...]]:
         return self._ask("routes", netns, lambda: super(Recorder, self).routes(netns))
+
+    def addresses_of(self, name: str) -> Resolved:
+        return self._ask("addresses of", name, lambda: super(Recorder, self).addresses_of(name))
+
+    def names_of(self, address: str) -> Resolved:
+        return self._ask("names of", address, lambda: super(Recorder, self).names_of(address))
+
+    def answers_arp(self, address: str, device: str, source: str, seconds: float = 3) -> bool:
+        asked = json.dumps([address, device, source])
+        return self._ask("arp", asked, lambda: super(Recorder, self).answers_arp(address, device, source, seconds))
 
     def open_files(self, prefixes: Sequence[str]) -> dict[str, tuple[Process, ...]]:
         return self._ask("open", json.dumps(list(prefixes)), lambda: super(Recorder, self).open_files(prefixes))
@@ -226,6 +247,27 @@ class RecordedHost(Host):
     def space(self, path: str) -> Space:
         return Space(*self._recorded("space", path, super().space))
 
+    def info(self, path: str) -> FileInfo | None:
+        from hostprep.host.contents import FileInfo
+
+        if not self._asked("info", path) and not self._absent(path):
+            raise _not_recorded(path)
+        found = self._recorded("info", path, super().info)
+        return None if found is None else FileInfo(*found)
+
+    def digest(self, path: str, algorithm: str, seconds: float) -> str:
+        return self._recorded(algorithm, path, lambda _: self._whole(path, algorithm, seconds))
+
+    def archive_fault(self, path: str, seconds: float) -> str:
+        if not self._asked("archive", path):
+            raise _not_recorded(path)
+        return self._recorded("archive", path, lambda _: super(RecordedHost, self).archive_fault(path, seconds))
+
+    def _whole(self, path: str, algorithm: str, seconds: float) -> str:
+        if self.complete:  # a copy that was recorded lacks what looked like a password
+            raise _not_recorded(path)
+        return super().digest(path, algorithm, seconds)
+
     def machine(self) -> str:
         return self._recorded("machine", "", lambda _: super(RecordedHost, self).machine())
 
@@ -252,6 +294,18 @@ class RecordedHost(Host):
     def routes(self, netns: str = "") -> dict[str, tuple[str, ...]]:
         found = self._recorded("routes", netns, super().routes)
         return {name: tuple(values) for name, values in found.items()}
+
+    def addresses_of(self, name: str) -> Resolved:
+        return _resolved(self._recorded("addresses of", name, super().addresses_of))
+
+    def names_of(self, address: str) -> Resolved:
+        return _resolved(self._recorded("names of", address, super().names_of))
+
+    def answers_arp(self, address: str, device: str, source: str, seconds: float = 3) -> bool:
+        asked = json.dumps([address, device, source])
+        return self._recorded(
+            "arp", asked, lambda _: super(RecordedHost, self).answers_arp(address, device, source, seconds)
+        )
 
     def open_files(self, prefixes: Sequence[str]) -> dict[str, tuple[Process, ...]]:
         from hostprep.host.processes import Process
@@ -338,6 +392,13 @@ class RecordedHost(Host):
         if listing is not None:
             return name not in listing
         return above != "" and self._absent(above)
+
+
+def _resolved(answer: Sequence[Any]) -> Resolved:
+    from hostprep.host.reach import Resolved
+
+    found, why = answer
+    return Resolved(tuple(found), why)
 
 
 def _not_recorded(path: str) -> HostError:
