@@ -1,0 +1,1 @@
+"""What the network check stands on: addresses and routes, paths, time services, Docker's networks, a site's plan."""
