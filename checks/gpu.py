@@ -49,17 +49,27 @@ for the one that the Makefile names (NVIDIA_DRIVER_FILE).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from hostprep import boot_record, kmod, pci
 from hostprep.errors import HostError
 from hostprep.host import Host, attempt
 from hostprep.host.nvml import Gpu, Nvml
-from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Reading, Section, Unknown, Value
+from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Reading, Section, Suggestion, Unknown, Value
 from hostprep.nvidia import devices, driver, fabric, health, modes, xid
 from hostprep.nvidia.driver import ANSWERS, LOADED, UNLOADED
 from hostprep.nvidia.health import looked_at
 
 NAME = "gpu"
+MOVING = (
+    "users",
+    "*/users",
+    "*/temperature",
+    "*/temperature-margin",
+    "*/utilization",
+    "*/clock-reasons",
+    "*/processes",
+)
 
 _MODEL = {
     "description": "a word of the GPU's name, such as A100, or its vendor:device, such as 10de:20b2",
@@ -280,6 +290,30 @@ def decide(facts: Facts, want: Section) -> Goals:
         if facts.get(f"{address}/nvml", _NOTHING).current == ANSWERS:
             goals |= modes.goals(facts, address, want) | health.goals(facts, address, want)
     return goals | ({} if "cards" in want else _elsewhere(facts))
+
+
+def suggest(facts: Facts) -> Suggestion:
+    """How many of which device, with or without a driver, and the modes that the card itself keeps."""
+    addresses = pci.addresses(facts)
+    if not addresses:
+        return Suggestion(None)
+    section: dict[str, Any] = {"count": len(addresses)}
+    notes = {}
+    devices_here = {facts[f"{address}/id"].current for address in addresses}
+    if len(devices_here) == 1:
+        section["model"] = devices_here.pop()
+        notes["model"] = str(facts[f"{addresses[0]}/name"].current or "")
+    drivers = {facts[f"{address}/driver"].current for address in addresses}
+    section["driver"] = VFIO if drivers == {VFIO} else facts["driver"].current
+    if section["driver"] == LOADED:
+        notes["driver"] = f"version {facts['driver/version'].current}; a minimum is written >=535.104.05"
+        lasting = {"ecc": True, "mig": False}
+        section |= {
+            mode: wanted
+            for mode, wanted in lasting.items()
+            if all(facts.get(f"{address}/{mode}") == Fact.fixed(wanted) for address in addresses)
+        }
+    return Suggestion(section, notes)
 
 
 _NOTHING = Fact.fixed(None)

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from hostprep.errors import CommandFailed, HostError
 from hostprep.host import Host, attempt
-from hostprep.model import Desired, Fact, Facts, Goals, Reading, Section, Unknown
+from hostprep.model import Desired, Fact, Facts, Goals, Reading, Section, Suggestion, Unknown
 from hostprep.nvidia import driver
 from hostprep.nvidia.health import looked_at
 
@@ -426,6 +426,17 @@ def decide(facts: Facts, want: Section) -> Goals:
     for way in [via] if isinstance(via, str) else via:
         goals |= _way(facts, way)
     return goals
+
+
+def suggest(facts: Facts) -> Suggestion:
+    gpus, toolkit = facts["gpus"].current, facts["toolkit"].current
+    ways = [way for way in ("cdi", "docker") if facts[way] == Fact.fixed(READY)]
+    if not isinstance(gpus, int) or not gpus or not ways:
+        return Suggestion(None)
+    section: dict[str, Any] = {"via": ways}
+    if isinstance(toolkit, str) and (number := re.match(r"[0-9]+(\.[0-9]+)+", toolkit)):
+        section["toolkit"] = f">={number[0]}"
+    return Suggestion(section, {"via": "any, if one of them will do"})
 
 
 def _gpu(facts: Facts) -> Desired:

@@ -28,15 +28,17 @@ Nothing here can be changed by hostprep, and a reboot changes none of it.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from hostprep import bootloader
 from hostprep.errors import HostError
 from hostprep.host import Host, Space, attempt
-from hostprep.model import Desired, Fact, Facts, Goals, Section, Unknown
-from hostprep.quantities import BYTES_PATTERN, parse_bytes
+from hostprep.model import Desired, Fact, Facts, Goals, Section, Suggestion, Unknown
+from hostprep.quantities import BYTES_PATTERN, parse_bytes, show_bytes, size_below
 
 NAME = "hardware"
+MOVING = ("free/*",)
 
 # Absolute, as mountinfo has them: no empty name, no `.` or `..`, no slash at the end
 PATH = r"^(/|(/(?!\.{1,2}(/|$))[^/\x00-\x1f]+)+)$(?!\n)"
@@ -133,6 +135,36 @@ def decide(facts: Facts, want: Section) -> Goals:
         else:
             goals[key] = Desired(value, live=False, persist=False, fix="This profile is for another kind of machine.")
     return goals
+
+
+def suggest(facts: Facts) -> Suggestion:
+    now = {key: fact.current for key, fact in facts.items() if not isinstance(fact.current, Unknown)}
+    section: dict[str, Any] = {key: now[key] for key in ("cpus", "cores") if key in now}
+    notes = {}
+    if isinstance(memory := now.get("memory"), int):
+        section["memory"] = size_below(memory)
+        notes["memory"] = f"this host has {show_bytes(memory)}; rounded down, as firmware keeps some for itself"
+    disks = {key.removeprefix("disk"): size for key, size in now.items() if key.startswith("disk/")}
+    large = {path: size for path, size in disks.items() if isinstance(size, int) and size >= _WORTH_NAMING}
+    if large := {path: size for path, size in large.items() if _is_the_sites(path, large)}:
+        section["disk"] = {path: size_below(size) for path, size in large.items()}
+        notes["disk"] = "rounded down; name what the cluster uses"
+    for key in ("ethernet", "numa_nodes"):
+        if now.get(key):
+            section[key] = now[key]
+    section |= {key: now[key] for key in ("architecture", "machine") if key in now}
+    return Suggestion(section or None, {"": "Numbers and sizes are at least so many.", **notes} if section else {})
+
+
+_WORTH_NAMING = 10**9  # bytes: what is smaller is a boot partition or of the system's own
+_COMES_AND_GOES = ("/run", "/mnt", "/media", "/snap", "/dev", "/sys", "/proc")
+
+
+def _is_the_sites(path: str, disks: Mapping[str, int]) -> bool:
+    """Is it a place that a profile may name? Not one that comes and goes, nor one disk under a second name."""
+    if f"{path}/".startswith(tuple(f"{top}/" for top in _COMES_AND_GOES)) or not re.search(PATH, path):
+        return False
+    return path == "/" or disks.get("/") != disks[path]
 
 
 def _minimum(value: int, unit: str = "", of: str = "") -> Desired:

@@ -31,15 +31,17 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from hostprep import bootloader, hugetlb, versions
 from hostprep.errors import ChangeFailed, HostError
 from hostprep.host import Host, attempt
-from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Reading, Section, Unknown, Value
+from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Reading, Section, Suggestion, Unknown, Value
 from hostprep.quantities import BYTES_PATTERN, PAGE_SIZE_PATTERN, page_size_kib, parse_bytes, show_bytes, show_page_size
 from hostprep.units import unit_name
 
 NAME = "hugepages"
+MOVING = ("memory/available",)
 GENERATED = bootloader.GRUB_CFGS
 finish = bootloader.regenerate
 
@@ -426,6 +428,22 @@ def decide(facts: Facts, want: Section) -> Goals:
     if "default" in want:
         goals["default"] = Desired(_spelled(want["default"]), live=False)
     return goals | _mount_goals(facts, want.get("mounts", {}))
+
+
+def suggest(facts: Facts) -> Suggestion:
+    """What is there now and comes again. That there are none in a size is no wish."""
+    section: dict[str, Any] = {}
+    for key, fact in facts.items():
+        if re.search(PAGE_SIZE_PATTERN, key) and fact == Fact.fixed(fact.current) and _int(fact.current):
+            section[key] = fact.current
+    default = facts["default"]
+    if section and isinstance(default.current, str) and default == Fact.fixed(default.current):
+        section["default"] = default.current
+    if not section:
+        return Suggestion({}, {"": "None here that lasts; however many there are, they leave the host enough memory."})
+    return Suggestion(
+        section, {"": "At least, on the whole host; free: all asks for a host that uses none of them yet."}
+    )
 
 
 def _mount_goals(facts: Facts, mounts: Mapping[str, str]) -> dict[str, Desired]:

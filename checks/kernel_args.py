@@ -29,13 +29,15 @@ An unknown boot loader is `unknown`, and nothing is written.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from hostprep import bootloader, hugetlb
 from hostprep.host import Host
-from hostprep.model import Change, Desired, Fact, Facts, Goals, Reading, Section, Unknown, Value
+from hostprep.model import Change, Desired, Fact, Facts, Goals, Reading, Section, Suggestion, Unknown, Value
 
 NAME = "kernel_args"
+MOVING = ("root", "resume")
 GENERATED = bootloader.GRUB_CFGS
 finish = bootloader.regenerate
 
@@ -160,6 +162,38 @@ def decide(facts: Facts, want: Section) -> Goals:
         )
         for key, value in values.items()
     }
+
+
+# What a cluster asks of a kernel. Of all others some name this machine (root, ip), some may be secrets (rd.iscsi.*).
+_PORTABLE = re.compile(
+    r"(intel|amd)_iommu|iommu(\..+)?|vfio.*|pci|pcie_(aspm|acs_override|ports)|swiotlb|pci_hole\w*"
+    r"|isolcpus|nohz(_full)?|rcu_nocbs|rcu_nocb_poll|irqaffinity|kthread_cpus|nosmt|nosoftlockup|nmi_watchdog|skew_tick"
+    r"|tsc|clocksource|hpet|idle|cpuidle\.\w+|(processor|intel_idle)\.max_cstate|(intel|amd)_pstate|cpufreq\.\w+"
+    r"|mitigations|spectre_v2|transparent_hugepage|numa_balancing|cma|hugetlb_cma|preempt|mce"
+    r"|selinux|apparmor|lsm|audit|cgroup_(enable|disable)|swapaccount|systemd\.unified_cgroup_hierarchy"
+    r"|(modprobe\.|module_|rd\.driver\.)blacklist|nouveau\.\w+|nvidia.*|mlx[45]_\w+\..+|kvm.*"
+)
+
+
+def suggest(facts: Facts) -> Suggestion:
+    """The arguments that a sibling wants, too; what names this machine is none."""
+    lasting = {key: fact.current for key, fact in facts.items() if fact == Fact.fixed(fact.current)}
+    words: list[str] = []
+    left: list[str] = []
+    for key, value in lasting.items():
+        name, _, rest = key.partition("=")
+        plain = bootloader.name_of(name)
+        spelled = any(k != key and "-" in k and bootloader.name_of(k) == key for k in facts)
+        if value is None or isinstance(value, Unknown) or "/" in key or key == _HUGEPAGES or spelled:
+            continue
+        if not rest and _repeated(plain) and value is not True:
+            continue  # each word of it is a setting of its own
+        if _PORTABLE.fullmatch(plain):
+            words += _words(key, value)
+        else:
+            left.append(name)
+    notes = {"": f"Left out, by name: {', '.join(dict.fromkeys(left))}."} if left else {}
+    return Suggestion(words or None, notes)
 
 
 def _key(word: str) -> str:

@@ -39,7 +39,7 @@ from typing import NamedTuple, TypeVar
 from hostprep import kmod, pci
 from hostprep.errors import ChangeFailed, HostError
 from hostprep.host import Host, attempt
-from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Reading, Section, Unknown
+from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Reading, Section, Suggestion, Unknown
 
 NAME = "mlnx_ofed"
 T = TypeVar("T")
@@ -279,6 +279,13 @@ def decide(facts: Facts, want: Section) -> Goals:
             fix=fix,
         )
     return goals
+
+
+def suggest(facts: Facts) -> Suggestion:
+    version = facts["version"]
+    if not isinstance(version.current, str) or version != Fact.fixed(version.current):
+        return Suggestion(None)
+    return Suggestion(version.current, {"": "To have it installed it needs the archive: {version, archive, md5}."})
 
 
 def _fix(version: str, op: str) -> str:

@@ -37,9 +37,23 @@ from typing import Any, NamedTuple, TypeVar
 from hostprep import mstconfig, pci, versions
 from hostprep.errors import ChangeFailed, CommandFailed, HostError, HostprepError
 from hostprep.host import Host, attempt
-from hostprep.model import Change, Desired, Fact, Facts, Goals, Reading, Section, Unknown, Value, from_json, to_json
+from hostprep.model import (
+    Change,
+    Desired,
+    Fact,
+    Facts,
+    Goals,
+    Reading,
+    Section,
+    Suggestion,
+    Unknown,
+    Value,
+    from_json,
+    to_json,
+)
 
 NAME = "nic_firmware"
+MOVING = ("*/card",)
 V = TypeVar("V", bound=Reading)
 
 _PARAMETER = r"^[A-Z][A-Z0-9_]*(\[[0-9]+\])?$(?!\n)"
@@ -381,6 +395,17 @@ def decide(facts: Facts, want: Section) -> Goals:
     for address in asks:
         goals |= _goals(facts, asks, address)
     return goals
+
+
+def suggest(facts: Facts) -> Suggestion:
+    """SR-IOV as it is and stays; other parameters are for those who know why."""
+    said: dict[str, dict[str, Any]] = {}
+    for address in pci.addresses(facts):
+        lasting = {n: f.current for n in (EN, NUMBER) if (f := facts[f"{address}/{n}"]) == Fact.fixed(f.current)}
+        if lasting.get(EN) is True and isinstance(lasting.get(NUMBER), int):
+            said[address] = lasting
+    entries = [{"cards": cards, "count": count, **what} for cards, count, what in pci.alike(facts, said)]
+    return Suggestion(entries or None, {"": "By vendor:device where all cards of it are set alike."} if entries else {})
 
 
 def _number_of_cards(facts: Facts, selector: str, count: int | None) -> Desired:

@@ -51,12 +51,13 @@ from hostprep.errors import ChangeFailed, HostError, HostprepError
 from hostprep.host import Host, attempt
 from hostprep.host.network import Link
 from hostprep.host.processes import Namespace
-from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Reading, Section, Unknown, Value
+from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Reading, Section, Suggestion, Unknown, Value
 from hostprep.sriov import eswitch, vfs
 from hostprep.sriov.holders import holders
 from hostprep.sriov.owners import Owner, Pf, owners
 
 NAME = "nic_vfs"
+MOVING = ("*/mac", "*/holder")
 
 _MAC = r"^(?!00:00:00:00:00:00)[0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5}$(?!\n)"
 _RATE = {"type": "integer", "minimum": 0, "description": "Mbit/s"}
@@ -359,6 +360,18 @@ def decide(facts: Facts, want: Section) -> Goals:
         goals |= {f"{address}/{name}": d for name, d in (of_pf | _forgotten(facts, address, of_pf)).items()}
     goals = {key: _guarded(facts, key, desired) for key, desired in goals.items()}
     return {key: _like_its_vf(facts, goals, key) for key in goals}
+
+
+def suggest(facts: Facts) -> Suggestion:
+    """How many VFs there are; what is set on each is for those who know why."""
+    said: dict[str, dict[str, Any]] = {}
+    for address in pci.addresses(facts):
+        vfs = facts.get(f"{address}/vfs", Fact.fixed(0)).current
+        if isinstance(vfs, int) and vfs:
+            switchdev = facts.get(f"{address}/eswitch", Fact.fixed(None)).current == "switchdev"
+            said[address] = {"vfs": vfs, **({"eswitch": "switchdev"} if switchdev else {})}
+    entries = [{"pf": pf, "count": count, **what} for pf, count, what in pci.alike(facts, said)]
+    return Suggestion(entries or None, {"": "By vendor:device where all PFs of it have as many."} if entries else {})
 
 
 def _like_its_vf(facts: Facts, goals: Goals, key: str) -> Desired:

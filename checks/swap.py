@@ -35,11 +35,12 @@ from collections.abc import Iterator, Sequence
 from hostprep import bootloader
 from hostprep.errors import ChangeFailed, HostError
 from hostprep.host import Host, attempt
-from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Section, Unknown
+from hostprep.model import Change, Desired, Facet, Fact, Facts, Goals, Section, Suggestion, Unknown
 from hostprep.quantities import show_bytes
 from hostprep.units import unit_name
 
 NAME = "swap"
+MOVING = ("used", "memory-available")
 SCHEMA = {"description": "Swap, now and after the next boot.", "enum": ["disabled"]}
 
 FSTAB = "/etc/fstab"
@@ -339,6 +340,14 @@ def decide(facts: Facts, want: Section) -> Goals:
             fix=fix if by_hand or refused else "",
         )
     }
+
+
+def suggest(facts: Facts) -> Suggestion:
+    devices = facts["devices"]
+    if devices == Fact.fixed(()):
+        return Suggestion("disabled")
+    on = any(isinstance(side, tuple) and side for side in devices)
+    return Suggestion(None, {"": "Swap is on here; this check only knows `disabled`."} if on else {})
 
 
 def _no_room(facts: Facts) -> str:

@@ -21,10 +21,11 @@ hostprep changes nothing here.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from hostprep.errors import HostError
 from hostprep.host import Host, attempt
-from hostprep.model import Desired, Fact, Facts, Goals, Section, Unknown
+from hostprep.model import Desired, Fact, Facts, Goals, Section, Suggestion, Unknown
 
 NAME = "system"
 
@@ -130,6 +131,22 @@ def decide(facts: Facts, want: Section) -> Goals:
             fix="Start a time service: systemctl enable --now chrony (or systemd-timesyncd).",
         )
     return goals
+
+
+def suggest(facts: Facts) -> Suggestion:
+    now = {key: fact.current for key, fact in facts.items()}
+    section: dict[str, Any] = {}
+    notes = {}
+    release = {key: now[f"os/{key}"] for key in ("id", "version") if isinstance(now[f"os/{key}"], str)}
+    if release:
+        section["os"] = release
+    kernel = now["kernel"]
+    if isinstance(kernel, str) and (number := re.match(r"[0-9]+(\.[0-9]+)*(-[0-9]+)?(?![0-9])", kernel)):
+        section["kernel"] = f">={number[0]}"
+        notes["kernel"] = f"this host runs {kernel}"
+    if now["clock"] == "synchronised":
+        section["clock"] = "synchronised"
+    return Suggestion(section or None, notes)
 
 
 def _fixed(value: str | None) -> Desired:

@@ -123,6 +123,13 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+_deadline = click.option(
+    "--deadline",
+    type=Duration(),
+    default=f"{engine.DEADLINE:g}s",
+    show_default=True,
+    help="How long all checks together may take.",
+)
 _selection = _options(
     click.option(
         "--profile",
@@ -132,13 +139,7 @@ _selection = _options(
     click.option(
         "--only", multiple=True, type=CheckName(), help="Look at this check only. May be given more than once."
     ),
-    click.option(
-        "--deadline",
-        type=Duration(),
-        default=f"{engine.DEADLINE:g}s",
-        show_default=True,
-        help="How long all checks together may take.",
-    ),
+    _deadline,
 )
 _format = click.option(
     "--format",
@@ -211,6 +212,7 @@ def main(ctx: click.Context) -> int:
 @_output
 @_root
 @_publish
+@click.option("--benchmarks", is_flag=True, help="First run the profile's benchmarks. Takes long, and needs root.")
 def check(
     profile: str | None,
     only: tuple[str, ...],
@@ -219,12 +221,17 @@ def check(
     output: str | None,
     root: str | None,
     no_publish: bool,
+    benchmarks: bool,
 ) -> int:
     """Is this host what the profile says? Changes nothing.
 
     As root the report is also published in /run/hostprep/report.json, unless only a part was looked at.
+
+    --benchmarks is for a node that is new or under suspicion, never for boot: it runs what the profile names, keeps the
+    results, and later looks judge those. It refuses while jobs, containers or VMs run.
     """
-    return commands.check(commands.Look(profile, only, output_format, output, root, deadline, not no_publish))
+    look = commands.Look(profile, only, output_format, output, root, deadline, not no_publish, benchmarks)
+    return commands.check(look)
 
 
 @main.command(epilog=_EPILOG)
@@ -359,19 +366,40 @@ def serve(listen: str | None, profile: str | None) -> int:
 @_plan_format
 @_root
 @click.option("--record", metavar="DIR", help="Also keep everything the host answered in DIR, for --root.")
-@click.option(
-    "--deadline",
-    type=Duration(),
-    default=f"{engine.DEADLINE:g}s",
-    show_default=True,
-    help="How long all checks together may take.",
-)
+@_deadline
 def inspect(only: tuple[str, ...], output_format: str, root: str | None, record: str | None, deadline: int) -> int:
     """Facts, without a profile.
 
     Every setting that the checks know, as it is now and as it will be after the next boot.
     """
     return commands.inspect(only, output_format, root, record, deadline)
+
+
+@main.command()
+@click.argument("sides", metavar="A [B]...", nargs=-1, required=True)
+@click.option("--profile", type=ProfileName(), help="Judge this host, or a recorded one, by this profile.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Also what any two hosts differ in, and what nobody could read."
+)
+@_plan_format
+@_output
+@_deadline
+def diff(
+    sides: tuple[str, ...], profile: str | None, everything: bool, output_format: str, output: str | None, deadline: int
+) -> int:
+    """What differs between hosts, the most important first.
+
+    A and B are what check --format json or inspect --format json has written (- is stdin), or directories of recorded
+    hosts (inspect --record). With A alone, this host is the other side. Of more than two, the odd one out is told
+    first. Findings come before facts, those before versions; free memory, MAC addresses and their like only with --all.
+
+    Status 0: nothing differs. 1: something does. 3: nothing, but not all could be read.
+
+    \b
+      ssh node17 hostprep check --format json | hostprep diff -
+      hostprep diff node*.json
+    """
+    return commands.diff(sides, profile, output_format, output, everything, deadline)
 
 
 @main.command()
@@ -427,6 +455,25 @@ def profiles_from_makefile(file: str) -> int:
       hostprep profiles from-makefile Makefile > profile.yaml
     """
     return commands.profiles_from_makefile(file)
+
+
+@profiles.command("from-host")
+@click.option("--only", multiple=True, type=CheckName(), help="Of this check only. May be given more than once.")
+@_output
+@_root
+@_deadline
+def profiles_from_host(only: tuple[str, ...], output: str | None, root: str | None, deadline: int) -> int:
+    """Make a profile from this host.
+
+    For the siblings of a node that is good: what it has becomes sections that it passes, with comments. Sizes are
+    rounded down; what names this machine alone, secrets, and what changes from minute to minute are left out. Nothing
+    is changed. Read the profile, and take out what a sibling may have otherwise.
+
+    \b
+      sudo hostprep profiles from-host > profile.yaml
+      hostprep check --profile profile.yaml
+    """
+    return commands.profiles_from_host(only, root, deadline, output)
 
 
 @main.command()

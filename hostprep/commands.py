@@ -8,7 +8,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hostprep import __version__, engine, files, profile, profile_files, registry, render, report, state
 from hostprep.errors import (
@@ -23,6 +23,9 @@ from hostprep.errors import (
 from hostprep.host import Host
 from hostprep.model import Change, Facet, Fact, Finding, Profile, Status, Unknown, to_json
 
+if TYPE_CHECKING:
+    from hostprep.diff import Side
+
 
 class Look(NamedTuple):
     """What to look at, and how to say what was seen."""
@@ -34,15 +37,20 @@ class Look(NamedTuple):
     root: str | None = None
     deadline: float = engine.DEADLINE
     publish: bool = True
+    benchmarks: bool = False  # measure first
 
 
 # -- looking --------------------------------------------------------------------------------------
 
 
 def check(look: Look) -> int:
+    if look.benchmarks and look.root is not None:
+        raise UsageError("--benchmarks measures this machine, and --root looks elsewhere: choose one")
     host = _host(look.root)
-    started, since = time.monotonic(), state.revision()
     wanted = _wanted(look, host)
+    if look.benchmarks:
+        _measure(host, wanted)
+    started, since = time.monotonic(), state.revision()
     examination = engine.examine(host, wanted, registry.load(wanted.sections), look.deadline)
     made = _report(look, host, wanted, examination, started)
     if not _publishes(look, made):
@@ -51,6 +59,20 @@ def check(look: Look) -> int:
         if not sure:
             _say("not published: hostprep is changing this host, or has since it was looked at")
         return _deliver(look._replace(publish=sure), made)
+
+
+def _measure(host: Host, wanted: Profile) -> None:
+    """Run the benchmarks of a profile, before the look that judges them: no look has the time."""
+    measuring = {name: registry.measuring(check) for name, check in registry.load(wanted.sections).items()}
+    if not any(measuring.values()):
+        raise UsageError(f"--benchmarks: the profile {wanted.name} has none", "hostprep explain lists the checks.")
+    with _ending_in_order(), state.measuring():
+        if others := engine.disturbed(host):
+            hint = "Its figures would be wrong too: measure when nothing else runs here."
+            raise ChangeFailed(f"nothing was measured: it would disturb {others}", hint)
+        for name, check in measuring.items():
+            if check is not None:
+                check.measure(host, wanted.sections[name], _say)
 
 
 def plan(look: Look, allowed: Sequence[str]) -> int:
@@ -105,9 +127,7 @@ def _selection_words(look: Look, allowed: Sequence[str]) -> str:
 
 
 def inspect(only: tuple[str, ...], output_format: str, root: str | None, record: str | None, deadline: float) -> int:
-    known = registry.names()
-    if stray := [name for name in only if name not in known]:
-        raise UsageError(f"there is no check named {stray[0]!r}", f"Known: {', '.join(known)}.")
+    _must_be_checks(only)
     if record:
         if root:
             raise UsageError("--record keeps what this machine answers, and --root looks elsewhere: choose one")
@@ -119,7 +139,7 @@ def inspect(only: tuple[str, ...], output_format: str, root: str | None, record:
             raise OutputFailed(f"{record}: {e.strerror}") from e
     else:
         host = _host(root)
-    answers = engine.inspect(host, registry.load(only or known), deadline)
+    answers = engine.inspect(host, registry.load(only or registry.names()), deadline)
     if record:
         engine.disturbed(host)  # a plan for a recorded host asks that too
     identity = state.identity(host)
@@ -138,6 +158,80 @@ def inspect(only: tuple[str, ...], output_format: str, root: str | None, record:
     if record:
         _say(f"recorded in {record}; look at it elsewhere with --root {record}")
     return 0
+
+
+def _must_be_checks(names: Sequence[str]) -> None:
+    known = registry.names()
+    if stray := [name for name in names if name not in known]:
+        raise UsageError(f"there is no check named {stray[0]!r}", f"Known: {', '.join(known)}.")
+
+
+def diff(
+    sources: Sequence[str],
+    wanted: str | None,
+    output_format: str,
+    output: str | None,
+    everything: bool,
+    deadline: float,
+) -> int:
+    from hostprep import diff as comparing
+    from hostprep import diff_text
+
+    if sources.count("-") > 1:
+        raise UsageError("stdin can be one side only")
+    read = {source: comparing.side(source, _report_data(source)) for source in sources if not os.path.isdir(source)}
+    looked_at: list[str | None] = [source for source in sources if source not in read]
+    looked_at += [None] if len(sources) == 1 else []
+    if wanted is not None and not looked_at:
+        hint = "Leave --profile out, or give one report: it is compared with this host."
+        raise UsageError("--profile judges a host that is looked at, and reports were judged already", hint)
+    judged = looked_at and (wanted is not None or any(side.report for side in read.values()))
+    by = profile.load(wanted) if judged else None
+    only = {check for side in read.values() for check in side.facts} or set(registry.names())
+    looks = {source: _side(source, by, only, deadline) for source in looked_at}
+    sides = [read[source] if source in read else looks[source] for source in sources]
+    sides += [looks[None]] if None in looks else []
+    moving = {name: registry.moving(check) for name, check in registry.load().items()}
+    found = comparing.compare(comparing.named(sides), moving)
+    if output_format == "json":
+        import json
+
+        emit(json.dumps(diff_text.to_dict(found, everything), indent=1, ensure_ascii=False) + "\n", output)
+    else:
+        paint, width = (_paint(), _width()) if output is None else (render.plain, render.WIDTH)
+        emit(diff_text.text(found, everything, paint, width), output)
+    return comparing.status(found)
+
+
+def _report_data(source: str) -> bytes:
+    """What a file, a pipe or stdin holds, within reason."""
+    from hostprep.diff import SIZE_LIMIT
+
+    try:
+        if source == "-":
+            data = sys.stdin.buffer.read(SIZE_LIMIT + 1)
+        else:
+            with open(source, "rb") as f:
+                data = f.read(SIZE_LIMIT + 1)
+    except OSError as e:
+        raise UsageError(f"{source}: {e.strerror}", "Give a report, or the directory of a recorded host.") from e
+    if len(data) > SIZE_LIMIT:
+        raise UsageError(f"{source}: larger than {SIZE_LIMIT // 1024 // 1024} MiB: this is no report")
+    return data
+
+
+def _side(root: str | None, by: Profile | None, only: Collection[str], deadline: float) -> Side:
+    """This host, or a recorded one, as it is found now; judged where the other side is. Nothing is published."""
+    from hostprep.diff import Side
+
+    host, started = _host(root), time.monotonic()
+    source = root or "this host"
+    if by is None:
+        answers = engine.inspect(host, registry.load(n for n in registry.names() if n in only), deadline)
+        return Side(state.identity(host).hostname, {n: a.facts for n, a in answers.items()}, None, source)
+    examination = engine.examine(host, by, registry.load(by.sections), deadline)
+    made = _report(Look(root=root, publish=False), host, by, examination, started)
+    return Side(made.hostname, {n: a.facts for n, a in examination.answers.items()}, made, source)
 
 
 def show_report(output_format: str, max_age: int | None, output: str | None, wanted: str | None = None) -> int:
@@ -689,6 +783,18 @@ def profiles_from_makefile(path: str) -> int:
     if len(text) > profile_files.SIZE_LIMIT:
         raise UsageError(f"{path}: larger than {profile_files.SIZE_LIMIT // 1024} KiB: this is no Makefile")
     emit(makefile.profile_from(text, path))
+    return 0
+
+
+def profiles_from_host(only: tuple[str, ...], root: str | None, deadline: float, output: str | None) -> int:
+    from hostprep import from_host
+
+    _must_be_checks(only)
+    host = _host(root)
+    if root is None and os.geteuid() != 0:
+        _say("Not root: what only root can read is left out.")
+    checks = registry.load(only or registry.names())
+    emit(from_host.profile_from(host, checks, state.identity(host), deadline), output)
     return 0
 
 

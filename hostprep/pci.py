@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from hostprep.errors import HostError
 from hostprep.host import Host, attempt
@@ -21,6 +21,8 @@ SELECTOR = {
 _ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 # Of an uplink, as drivers name its port: `p0`, of a port that is split `p0s1`; representors are `pf0vf3`.
 _UPLINK = re.compile(r"p\d+(s\d+)?")
+
+T = TypeVar("T")
 
 
 class Function(NamedTuple):
@@ -144,6 +146,19 @@ def select(facts: Facts, selector: str) -> list[str]:
     a glob, any of these may match; PCI addresses and ids are compared in lower case, as the kernel writes them.
     """
     return [a for a in addresses(facts) if any(_matches(word, selector) for word in _words(facts, a))]
+
+
+def alike(facts: Facts, said: Mapping[str, T]) -> list[tuple[str, int, T]]:
+    """Selectors for functions of which something is said: by vendor:device where all of that device have the same said,
+    else by address; with how many each matches."""
+    found: dict[str, tuple[str, int, T]] = {}
+    for address, what in said.items():
+        device = facts[f"{address}/id"].current
+        same = select(facts, device) if isinstance(device, str) and "?" not in device else []
+        whole = bool(same) and all(said.get(other) == what for other in same)
+        selector = str(device) if whole else address
+        found[selector] = (selector, len(same) if whole else 1, what)
+    return list(found.values())
 
 
 def count(facts: Facts, selector: str) -> int | Unknown:

@@ -28,6 +28,14 @@ def parse_bytes(text: str | int) -> int:
     return int(match[1]) * unit + round(float(match[2] or 0) * unit)
 
 
+def size_below(number: int) -> str:
+    """A round size a little below a number, as a profile asks for it: 33500000000 -> `32GB`."""
+    power = max((p for p in range(5) if number >= 4 * 1000**p), default=0)
+    count = number // 1000**power
+    step = max(2 ** (count.bit_length() - 1) // 8, 1)
+    return f"{count // step * step}{('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
 def parse_duration(text: str | int) -> int:
     """Seconds of `10m`, `1h30m`, `45s`, `2d` or 90. Raises ValueError."""
     if isinstance(text, int):

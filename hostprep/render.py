@@ -66,13 +66,13 @@ def text(report: Report, paint: Paint = plain, width: int = WIDTH) -> str:
     """
     name, when = host(report), stamp(report.generated_at)
     findings, rows = _folded(report.findings)
-    widths = _fit([max(map(len, column)) for column in zip(TITLES, *rows, strict=True)], width - 2)
+    widths = fit([max(map(len, column)) for column in zip(TITLES, *rows, strict=True)], width - 2)
     head = f"hostprep {line(report.version)}  {name}  profile {line(report.profile)}  {when}"
-    lines = [paint(head, "bold"), "", *_cells(TITLES, widths, lambda t: paint(t, "dim"))]
+    lines = [paint(head, "bold"), "", *cells(TITLES, widths, lambda t: paint(t, "dim"))]
     for i, (finding, row) in enumerate(zip(findings, rows, strict=True)):
         if i == 0 or finding.check != findings[i - 1].check:
             lines.append(paint(finding.check, "bold"))
-        lines += _cells(row, widths, partial(paint, colour=_colour(finding)))
+        lines += cells(row, widths, partial(paint, colour=_colour(finding)))
         if (said := said_of(finding)) and not _says_the_same(findings[i + 1 : i + 2], finding):
             lines += _indented(said, widths[0] + 4, width, paint)
     return "\n".join([*lines, "", verdict(report, paint)]) + "\n"
@@ -169,7 +169,7 @@ def line(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
 
 
-def _fit(widths: list[int], room: int) -> list[int]:
+def fit(widths: list[int], room: int) -> list[int]:
     """Column widths that fit: of those that can be wrapped, the widest gives way."""
     while sum(widths) + 2 * (len(widths) - 1) > room and max(widths[1:]) > _NARROW:
         widest = widths.index(max(widths[1:]), 1)
@@ -177,9 +177,9 @@ def _fit(widths: list[int], room: int) -> list[int]:
     return widths
 
 
-def _cells(cells: Sequence[str], widths: Sequence[int], first: Callable[[str], str]) -> list[str]:
+def cells(row: Sequence[str], widths: Sequence[int], first: Callable[[str], str]) -> list[str]:
     """A row, on as many lines as its longest cell needs."""
-    columns = [_wrap(cell, width) for cell, width in zip(cells, widths, strict=True)]
+    columns = [_wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
     lines = []
     for i in range(max(map(len, columns))):
         padded = [f"{c[i] if i < len(c) else '':<{width}}" for c, width in zip(columns, widths, strict=True)]
