@@ -13,7 +13,8 @@ from hostprep import cli, engine, profile_source, registry
 from hostprep.host import Host
 from hostprep.model import Profile
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README, JAPANESE = ((ROOT / name).read_text() for name in ("README.md", "README.ja.md"))
 
 
 def block(language: str) -> str:
@@ -47,3 +48,18 @@ def test_every_command_is_told_and_helps(command: str) -> None:
 
 def test_every_check_is_told() -> None:
     assert all(f"| `{name}` |" in README for name in registry.names())
+
+
+WORDS = [*(f"| `{name}` |" for name in registry.names()), *(f"`hostprep {name}" for name in cli.main.commands)]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_the_japanese_readme_tells_every_check_and_command_too(word: str) -> None:
+    assert word in JAPANESE
+
+
+def test_the_japanese_readme_has_the_same_exit_statuses_and_sections_of_profiles() -> None:
+    statuses = re.compile(r"^\| (\d+) \|", re.M)
+    assert statuses.findall(JAPANESE) == statuses.findall(README)
+    for text in re.findall(r"```yaml\n(name:.*?)```", JAPANESE, re.S):
+        assert profile_source.validate("README.ja.md", text.encode()).document
