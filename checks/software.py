@@ -240,6 +240,10 @@ def _found(host: Host, user: str, questions: Sequence[Question]) -> dict[str, st
 
 def _version(host: Host, q: Question, place: Place) -> str:
     """What the tool says its version is. HostError where it says none."""
+    try:
+        pattern = re.compile(q.pattern, re.M)
+    except re.error as e:
+        raise HostError(f"pattern {q.pattern!r} of {q.tool} is no regular expression: {e}") from e
     program = place.program
     if not program.startswith("/"):
         raise HostError(f"{program} is an alias or a function of the shell of {q.user}, and no program")
@@ -248,10 +252,10 @@ def _version(host: Host, q: Question, place: Place) -> str:
         raise HostError(f"{program}: {others}; it is not run as root")
     run = ["/bin/sh", "-c", 'exec "$0" "$@" 2>&1', program, *q.command[1:]]
     said = host.run(*_as(who), "env", "-i", *_environment(who, place.path), *run, timeout=RUN_S)
-    match = re.search(q.pattern, said, re.M)
+    match = pattern.search(said)
     if not match:
         raise HostError(f"{program}: no version in its answer to `{' '.join(q.command)}`: {said.strip()[:120]!r}")
-    return (match[1] if match.re.groups else match[0]).removeprefix("v")
+    return (match[1] if pattern.groups else match[0]).removeprefix("v")
 
 
 def _environment(who: User, path: str) -> list[str]:

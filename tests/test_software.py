@@ -119,6 +119,14 @@ def test_a_tool_that_is_odd_is_told_as_what_it_is(
 
 
 @needs_root
+def test_a_pattern_that_is_none_is_said_and_nothing_is_run(tmp_path: Path) -> None:
+    path = program(tmp_path, f"touch {tmp_path}/ran; echo version 1.2.3")
+    (found,) = look({"site-tool": {"command": [path], "version": "any", "pattern": "("}}).values()
+    assert (found.status.value, "is no regular expression" in found.message) == ("unknown", True)
+    assert not (tmp_path / "ran").exists()
+
+
+@needs_root
 def test_what_others_may_write_is_not_run_as_root(tmp_path: Path) -> None:
     path = program(tmp_path, f"touch {tmp_path}/ran; echo version 1.2.3", 0o777)
     (found,) = look({"site-tool": {"command": [path], "version": ">=1.2"}}).values()
