@@ -2,23 +2,25 @@ r"""Software: tools and their versions, as root and the site's other users find 
 
     software: {kind: "0.23.0", docker: ">=26.1.3", go: ">=1.23.0 <1.24", kubectl: ">=1.31.1"}
     software:
-      kubectl: {version: ">=1.31.1", users: [root, admin, sudo]}     # the same for all of these
+      kubectl: {version: ">=1.31.1", users: [root, admin, sudo]}     # found by each of them, in one version
       git: any                                                       # in whatever version
       site-tool: {command: [site-tool, --about], pattern: 'release (\S+)', version: ">=2"}
 
 A version is asked of the tool itself. These are known: apptainer, containerd, crictl, crun, curl, docker,
-docker-compose, docker-server (the engine, through docker), git, go, helm, jq, kind, kubectl, make, mstconfig, nerdctl,
-nvidia-ctk, ofed_info, openssl, podman, podman-compose, python3, qstat, runc, singularity and skopeo. Any other needs a
-`command`; `pattern` is a regular expression whose first group is the version (a number with dots, if it is not given).
+docker-compose, docker-server (the engine, through docker), gcc, git, go, helm, jq, kind, kubectl, make, mstconfig,
+nerdctl, nvidia-ctk, ofed_info, openssl, podman, podman-compose, python3, qstat, runc, singularity, skopeo and slurmd.
+Any other is asked with --version, or with its `command`; `pattern` is a regular expression whose first group is the
+version (a number with dots, if it is not given).
 
 version: exact (0.23.0, not 0.23), at least (">=1.2"), or a range (">=1.2 <2"). 1.23rc1 and 1.23.0-rc.1 are older than
-1.23, and a v or go before the number does not count.
+1.23; nor are they below 1.23, where that is the end of a range. A v or go before the number does not count, nor does
+what Debian adds where it left files out (+dfsg1, ~ds1).
 
 users: who has to find it: root (if nobody is named), users by name, and `sudo` for what `sudo TOOL` finds (secure_path
 in /etc/sudoers). Each one's PATH is that of a login: /etc/environment, /etc/login.defs, then the login shell with its
 profile, started as that user and with nothing on its standard input. A profile that does not end, or that fails, is
 unknown. The tool is then run as that user, with an environment of its own; what others than root may write is never
-run as root.
+run as root. Users who find different versions are a finding of their own (TOOL/same).
 
 A tool that is there and does not answer within 10 s, that fails, or whose answer has no version in it is unknown.
 hostprep changes nothing here.
@@ -39,7 +41,8 @@ from hostprep.model import Desired, Fact, Facts, Goals, Section, Suggestion, Unk
 
 NAME = "software"
 
-_CONSTRAINT = r"(any|v?[0-9][A-Za-z0-9.+~-]*|>= ?v?[0-9][A-Za-z0-9.+~-]*( < ?v?[0-9][A-Za-z0-9.+~-]*)?)"
+_NUMBER_OF_IT = r"(v|go)?[0-9][A-Za-z0-9.+~-]*"
+_CONSTRAINT = f"(any|{_NUMBER_OF_IT}|>= ?{_NUMBER_OF_IT}( < ?{_NUMBER_OF_IT})?)"
 _VERSION = {
     "description": 'a version (0.23.0), at least one (">=1.2"), a range (">=1.2 <2"), or any',
     "type": "string",
@@ -62,7 +65,10 @@ SCHEMA = {
                         "description": "who has to find it: root, sudo, or users by name",
                         "type": "array",
                         "minItems": 1,
-                        "items": {"type": "string", "pattern": r"^[A-Za-z_][A-Za-z0-9_.@-]{0,63}[$]?$(?!\n)"},
+                        "items": {
+                            "type": "string",
+                            "pattern": r"^(?!(path|same|below)$)[A-Za-z_][A-Za-z0-9_.@-]{0,63}[$]?$(?!\n)",
+                        },
                     },
                     "command": {
                         "description": "the tool and its arguments, such as [site-tool, --version]",
@@ -98,6 +104,7 @@ KNOWN: Mapping[str, tuple[str, str]] = {
     "docker": ("docker --version", _FIRST),
     "docker-compose": ("docker compose version", _FIRST),
     "docker-server": ("docker version --format {{.Server.Version}}", r"^v?([0-9]\S*)$"),
+    "gcc": ("gcc -dumpfullversion", r"^([0-9]\S*)$"),
     "git": ("git --version", _FIRST),
     "go": ("go version", r"go version go([0-9]\S*)"),
     "helm": ("helm version --short", r"v([0-9][^\s+]*)"),
@@ -115,16 +122,16 @@ KNOWN: Mapping[str, tuple[str, str]] = {
     "python3": ("python3 --version", r"Python ([0-9]\S*)"),
     "qstat": ("qstat --version", r"pbs_version = ([0-9]\S*)"),
     "runc": ("runc --version", _FIRST),
+    "slurmd": ("slurmd -V", r"slurm\S* ([0-9]\S*)"),
     "singularity": ("singularity --version", r"([0-9]+\.[0-9]\S*)"),
     "skopeo": ("skopeo --version", _FIRST),
 }
-_OF_A_NODE = (
-    *("apptainer", "containerd", "crictl", "crun", "docker", "docker-server", "go", "helm", "kind", "kubectl"),
-    *("mstconfig", "nerdctl", "nvidia-ctk", "ofed_info", "podman", "qstat", "runc", "singularity", "skopeo"),
-)
+_REPACKED = r"[+~](?:dfsg|ds|repack)[0-9.]*(?:[+~-].*)?$"
 _MARK = "hostprep-path:"
 # The login shell says its PATH last, behind whatever its profile prints, and what it finds for each name.
-_SAY = f'printf \'\\n{_MARK}%s\\n\' "$PATH"; for name; do printf \'%s\\n\' "$(command -v -- "$name")"; done'
+_SAY = (
+    f'printf \'\\n{_MARK}%s\\n\' "$PATH"; for name; do printf \'%s\\t%s\\n\' "$name" "$(command -v -- "$name")"; done'
+)
 
 
 class Question(NamedTuple):
@@ -134,6 +141,7 @@ class Question(NamedTuple):
     command: tuple[str, ...]
     pattern: str
     user: str
+    asked: bool = True  # of a profile; otherwise what is not there is not worth a word
 
     @property
     def key(self) -> str:
@@ -156,7 +164,7 @@ class User(NamedTuple):
 def asked(want: Section, keys: Iterable[str]) -> Sequence[str]:
     """The questions of a profile; without one, whether the known tools are there."""
     if want is None:
-        return [json.dumps(_known(tool)) for tool in KNOWN]
+        return [json.dumps(_known(tool)._replace(asked=False)) for tool in KNOWN]
     return [json.dumps(question) for tool, wanted in want.items() for question in _questions(tool, wanted)]
 
 
@@ -175,20 +183,22 @@ def _questions(tool: str, wanted: Any) -> Iterator[Question]:
 
 
 def inspect(host: Host, names: Sequence[str] = ()) -> Facts:
-    questions = [Question(q[0], tuple(q[1]), q[2], q[3]) for q in map(json.loads, names)]
+    questions = [Question(tool, tuple(command), *rest) for tool, command, *rest in map(json.loads, names)]
     by_user = {user: [q for q in questions if q.user == user] for user in dict.fromkeys(q.user for q in questions)}
     found = _together(host, {user: partial(_found, host, user, mine) for user, mine in by_user.items()}, LOGIN_S + 2)
     places = {q: _place(found[q.user], q) for q in questions}
-    there = {q: place for q, place in places.items() if isinstance(place, Place) and place.program}
+    no_program = {q: attempt(_no_program, host, q, place) for q, place in places.items()}
+    there = {q: place for q, place in places.items() if isinstance(place, Place) and no_program[q] == ""}
     works = {q.key: partial(_version, host, q, place) for q, place in there.items()}
     versions_found = _together(host, works, _LOOK_S - LOGIN_S - 2)
     facts: dict[str, Fact] = {}
     for q, place in places.items():
-        if isinstance(place, Unknown):
-            facts[q.key] = Fact.fixed(place)
-        else:
-            facts[q.key] = Fact.fixed(versions_found.get(q.key))
-            facts[f"{q.key}/path"] = Fact.fixed(place.program or None)
+        if no_program[q] and not q.asked:
+            continue
+        unread = next((u for u in (place, no_program[q]) if isinstance(u, Unknown)), None)
+        facts[q.key] = Fact.fixed(unread or versions_found.get(q.key))
+        if unread is None and isinstance(place, Place):
+            facts[f"{q.key}/path"] = Fact.fixed(place.program if q in there else no_program[q])
     return facts
 
 
@@ -218,9 +228,31 @@ def _place(found: Mapping[str, str] | Unknown, q: Question) -> Place | Unknown:
     return found if isinstance(found, Unknown) else Place(found.get(q.command[0], ""), found["PATH"])
 
 
+def _no_program(host: Host, q: Question, place: Place | Unknown) -> str:
+    """Why there is no program, in words; empty where there is one. The name may be there, and not be a program."""
+    if isinstance(place, Unknown):
+        return ""
+    name, program = q.command[0], place.program
+    if program and not program.startswith("/"):
+        return ""  # an alias or a function
+    beside = [name] if "/" in name else [f"{folder}/{name}" for folder in place.path.split(":") if folder[:1] == "/"]
+    for path in [program] if program else beside:
+        info = host.info(path)
+        if info is not None and info.kind != "file":
+            return f"{path} is a {info.kind}"
+        if info is not None and not info.mode & 0o111:
+            return f"{path} is not executable"
+        if info is not None and not program:
+            return f"{path} is out of reach of {q.user}"
+    if program:
+        return ""  # where only that user sees it (a mount of theirs), the shell is believed
+    return f"{name} is not there" if "/" in name else f"{name} is not on the PATH of {q.user}"
+
+
 def _found(host: Host, user: str, questions: Sequence[Question]) -> dict[str, str]:
     """Where a user's shell finds each program, and its PATH under the name PATH."""
-    programs = list(dict.fromkeys(q.command[0] for q in questions))
+    # always the known ones too: what was recorded without a profile then answers those that ask for some of them
+    programs = sorted({command.split()[0] for command, _ in KNOWN.values()} | {q.command[0] for q in questions})
     if user == SUDO:
         path = _secure_path(host)
         command = ["env", "-i", f"PATH={path}", "/bin/sh", "-c", _SAY, "sh", *programs]
@@ -230,20 +262,24 @@ def _found(host: Host, user: str, questions: Sequence[Question]) -> dict[str, st
         known = who.shell.rpartition("/")[2] in ("bash", "sh", "dash", "ksh", "zsh")
         shell = who.shell if known else "/bin/sh"
         command = [*_as(who), "env", "-i", *_environment(who, path), shell, "-l", "-c", _SAY, "sh", *programs]
-    said = host.run(*command, timeout=LOGIN_S)
+    try:
+        said = host.run(*command, timeout=LOGIN_S)
+    except HostError as e:
+        if str(e).startswith("setpriv: ") and "Operation not permitted" in str(e):
+            raise HostError(f"what {user} finds: needs root") from e
+        raise HostError(f"the login of {user}{str(e)[str(e).find(':') :]}") from e
     _, mark, answer = said.rpartition(f"\n{_MARK}")
     if not mark:
         raise HostError(f"the login shell of {user} did not say its PATH: {said[:200]!r}")
     path, *where = answer.split("\n")
-    return {"PATH": path, **dict(zip(programs, where, strict=False))}
+    found = {name: program for name, tab, program in (line.partition("\t") for line in where) if tab}
+    if missing := [name for name in programs if name not in found]:
+        raise HostError(f"the login shell of {user} broke off before it told of {missing[0]}")
+    return {"PATH": path, **found}
 
 
 def _version(host: Host, q: Question, place: Place) -> str:
     """What the tool says its version is. HostError where it says none."""
-    try:
-        pattern = re.compile(q.pattern, re.M)
-    except re.error as e:
-        raise HostError(f"pattern {q.pattern!r} of {q.tool} is no regular expression: {e}") from e
     program = place.program
     if not program.startswith("/"):
         raise HostError(f"{program} is an alias or a function of the shell of {q.user}, and no program")
@@ -251,11 +287,18 @@ def _version(host: Host, q: Question, place: Place) -> str:
     if not who.uid and (others := host.untrusted(host.resolve(program))):
         raise HostError(f"{program}: {others}; it is not run as root")
     run = ["/bin/sh", "-c", 'exec "$0" "$@" 2>&1', program, *q.command[1:]]
-    said = host.run(*_as(who), "env", "-i", *_environment(who, place.path), *run, timeout=RUN_S)
-    match = pattern.search(said)
-    if not match:
+    try:
+        said = host.run(*_as(who), "env", "-i", *_environment(who, place.path), *run, timeout=RUN_S)
+    except HostError as e:  # of what it was run by
+        raise HostError(f"{program}{str(e)[str(e).find(':') :]}") from e
+    try:
+        match = re.search(q.pattern, said, re.M)
+    except re.error as e:
+        raise HostError(f"the profile's pattern {q.pattern!r} is no regular expression: {e}") from e
+    version = "" if match is None else (match[1] if match.re.groups else match[0]) or ""
+    if not re.search("[0-9]", version):
         raise HostError(f"{program}: no version in its answer to `{' '.join(q.command)}`: {said.strip()[:120]!r}")
-    return (match[1] if pattern.groups else match[0]).removeprefix("v")
+    return re.sub(_REPACKED, "", _plain(version))
 
 
 def _environment(who: User, path: str) -> list[str]:
@@ -265,19 +308,20 @@ def _environment(who: User, path: str) -> list[str]:
 
 
 def _as(who: User) -> list[str]:
-    if not who.uid:
-        return []
-    return ["setpriv", f"--reuid={who.uid}", f"--regid={who.gid}", "--init-groups", "--inh-caps=-all"]
+    """Also root: what another user sees says nothing of root, so it must fail for them."""
+    groups = ["--init-groups", "--inh-caps=-all"] if who.uid else ["--keep-groups"]
+    return ["setpriv", f"--reuid={who.uid}", f"--regid={who.gid}", *groups]
 
 
 def _user(host: Host, name: str) -> User:
     try:
-        lines = host.run("getent", "passwd", name).splitlines()
+        entries = host.run("getent", "passwd", name)
     except CommandFailed as e:
-        if e.status != 2:  # getent(1): the key is not there
+        if e.status != 2:  # getent(1): the name is not known
             raise
-        lines = []
-    for fields in (line.split(":") for line in lines):
+        entries = ""
+    for line in entries.splitlines():
+        fields = line.split(":")
         if len(fields) >= 7 and fields[0] == name:
             return User(name, int(fields[2]), int(fields[3]), fields[5] or "/", fields[6] or "/bin/sh")
     raise HostError(f"there is no user {name}")
@@ -294,22 +338,14 @@ def _first_path(host: Host, who: User) -> str:
 
 def _secure_path(host: Host) -> str:
     """What sudo(8) takes for PATH. HostError where sudoers sets none: then it is that of whoever calls it."""
+    if not host.exists("/etc/sudoers"):
+        raise HostError("there is no /etc/sudoers: sudo is not installed")
     files = [path for path in host.glob("/etc/sudoers.d/*") if not re.search(r"[.~]", path.rpartition("/")[2])]
     text = "\n".join(host.read(path) or "" for path in ("/etc/sudoers", *files))
-    found = re.findall(r"^\s*Defaults\s+secure_path\s*=\s*\"?([^\"\n,]+)", text, re.M)
+    found = re.findall(r"^\s*Defaults\s(?:.*[\s,])?secure_path\s*=\s*\"?([^\"\n,]+)", text, re.M)
     if not found:
         raise HostError("no secure_path in /etc/sudoers: `sudo TOOL` finds what its caller finds")
     return str(found[-1]).strip()
-
-
-def suggest(facts: Facts) -> Suggestion:
-    """Of the tools that clusters are made of, at least what is here."""
-    section = {}
-    for tool in _OF_A_NODE:
-        version = facts[tool].current if tool in facts else None
-        if isinstance(version, str) and re.fullmatch(r"[0-9][A-Za-z0-9.+~-]*", version):
-            section[tool] = f">={version}"
-    return Suggestion(section or None)
 
 
 # -- deciding -------------------------------------------------------------------------------------
@@ -319,19 +355,34 @@ def decide(facts: Facts, want: Section) -> Goals:
     goals: dict[str, Desired] = {}
     for tool, wanted in want.items():
         version = wanted["version"] if isinstance(wanted, dict) else wanted
-        for question in _questions(tool, wanted):
-            goals |= _goals(facts, question, version)
+        questions = list(_questions(tool, wanted))
+        for question in questions:
+            goals |= _goals(facts, question, questions, version)
+        found = [_text(facts, q.key) for q in questions]
+        if len(found) > 1 and all(found):
+            told = found[0] if len(set(found)) == 1 else ", ".join(found)
+            means, fix = _told(facts, questions), f"Leave one {tool}, or put the same in the place of all."
+            looked = Desired(found[0], live=False, persist=False, counted=told, means=f"{means}.", fix=fix)
+            goals[f"{tool}/same"] = looked
     return goals
 
 
-def _goals(facts: Facts, q: Question, version: str) -> Goals:
-    found = facts[q.key].current if q.key in facts else None
-    path = facts[f"{q.key}/path"].current if f"{q.key}/path" in facts else None
-    whose = "" if q.user == ROOT else f" of {q.user}"
-    looked = Desired(None, live=False, persist=False)
+def suggest(facts: Facts) -> Suggestion:
+    """The known tools that root finds, in these versions or later."""
+    tools = {tool: fact.current for tool, fact in facts.items() if tool in KNOWN}
+    section = {tool: f">={version}" for tool, version in tools.items() if isinstance(version, str)}
+    return Suggestion(section or None, {"": "What root finds; keep what the cluster needs."} if section else {})
+
+
+def _goals(facts: Facts, q: Question, questions: Sequence[Question], version: str) -> Goals:
+    looked = Desired(version, live=False, persist=False)
+    if q.key not in facts:
+        return {q.key: looked._replace(counted=Unknown("was not looked for"))}
+    found, path = facts[q.key].current, _text(facts, f"{q.key}/path")
     if found is None:
-        means = f"{q.command[0]} is not on the PATH{whose or ' of root'}."
-        looked = looked._replace(means=means, fix=f"Install {q.tool}, or put its directory on that PATH.")
+        others = _told(facts, [other for other in questions if other != q])
+        means = f"{path}{f'; {others}' if others else ''}."
+        looked = looked._replace(means=means, fix=f"Install {q.tool}, or put its directory on the PATH of {q.user}.")
     else:
         looked = looked._replace(means=f"{path} says {found}.", fix=f"Install {q.tool} {version}.")
     if version == ANY:
@@ -339,12 +390,37 @@ def _goals(facts: Facts, q: Question, version: str) -> Goals:
     low, _, below = (word.strip() for word in version.partition("<"))
     if not low.startswith(">="):
         return {q.key: looked._replace(value=_plain(low))}
-    goals = {q.key: looked._replace(value=_plain(low.removeprefix(">=").strip()), op=">=")}
-    if below and isinstance(found, str):
-        fits = versions.compare(found, _plain(below)) < 0
+    least = _plain(low.removeprefix(">=").strip())
+    if not isinstance(found, str):
+        return {q.key: looked._replace(value=least, op=">=")}
+    goals = {q.key: looked._replace(value=_least(least, found), op=">=")}
+    if below:
+        fits = versions.compare(versions.release(found), _plain(below)) < 0
         goals[f"{q.key}/below"] = looked._replace(value=f"< {below}", counted=f"< {below}" if fits else found)
     return goals
 
 
+def _least(wanted: str, found: str) -> str:
+    """At least 1.4 is at least 1.4.0 where that is what is not released yet: 1.4.0-rc.1 is not enough."""
+    release = versions.release(found)
+    if release == found or not re.fullmatch(r"[0-9.]+", wanted):
+        return wanted
+    return wanted + ".0" * (release.count(".") - wanted.count("."))
+
+
+def _told(facts: Facts, questions: Iterable[Question]) -> str:
+    """Who finds what, and where."""
+    return ", ".join(
+        f"{q.user} finds {_text(facts, f'{q.key}/path')} ({version})"
+        for q in questions
+        if (version := _text(facts, q.key))
+    )
+
+
+def _text(facts: Facts, key: str) -> str:
+    reading = facts[key].current if key in facts else None
+    return reading if isinstance(reading, str) else ""
+
+
 def _plain(version: str) -> str:
-    return version.removeprefix("v")
+    return version.removeprefix("v").removeprefix("go")

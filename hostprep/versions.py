@@ -21,6 +21,11 @@ def compare(a: str, b: str) -> int:
     return (key_a > key_b) - (key_a < key_b)
 
 
+def release(version: str) -> str:
+    """The release that a version comes before, if it does: 1.24.0 of 1.24.0-rc.1; otherwise the version itself."""
+    return re.split(rf"~|{_BEFORE_RELEASE}", version, maxsplit=1)[0]
+
+
 def _key(version: str) -> list[tuple[int, int, str]]:
     """The runs of digits and of letters, and `~` and `^`; whatever else there is only parts them."""
     epoch, rest = re.fullmatch(r"(?:([0-9]+):)?(.*)", version, re.S).groups()  # type: ignore[union-attr]  # matches all

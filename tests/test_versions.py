@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostprep.versions import compare
+from hostprep.versions import compare, release
 
 # Every row goes from old to new.
 ASCENDING = [
@@ -22,6 +22,12 @@ ASCENDING = [
         *("5.14.0-427.31.1.el9_4.x86_64", "5.14.0-503.11.1.el9_5.x86_64", "6.12.0-55.el10.x86_64"),
     ],
     ["9.4", "9.10", "22.04", "22.10", "24.04.1"],
+    ["1.0.0-alpha", "1.0.0-alpha.1", "1.0.0-beta.2", "1.0.0-beta.11", "1.0.0-rc.1", "1.0.0"],  # semver.org, point 11
+    ["1.22.9", "1.23beta1", "1.23rc1", "1.23rc2", "1.23", "1.23.0", "1.23.1", "1.24rc1"],  # releases of go
+    ["v1.31.1-rc.0", "v1.31.1", "v1.31.10", "v1.32.0-alpha.1"],  # of Kubernetes
+    ["23.10-1.1.9.0", "24.04-0.6.6.0", "24.04-0.7.0.0", "24.10-0.5.5.0"],  # of MLNX_OFED
+    ["20.10.24", "25.0.0-beta.1", "26.1.3", "26.1.13", "27.0.0-rc.1", "27.0.0"],  # of docker
+    ["18.1.4", "22.05.11", "23.06.06", "2022.1.1"],  # of OpenPBS
     ["1.0~beta", "1.0", "1.0^post", "1.0a", "1.0.1", "2", "1:0.1"],
 ]
 
@@ -36,6 +42,20 @@ def test_every_version_is_newer_than_those_before_it(row: list[str]) -> None:
 @pytest.mark.parametrize(("a", "b"), [("22.04", "22.4"), ("1.0-1", "1.0.1"), ("0:1", "1"), ("", "0:")])
 def test_what_is_written_differently_may_be_the_same(a: str, b: str) -> None:
     assert compare(a, b) == 0
+
+
+@pytest.mark.parametrize(
+    ("version", "before"),
+    [
+        ("1.24.0-rc.1", "1.24.0"),
+        ("1.24rc1", "1.24"),
+        ("1.0~beta", "1.0"),
+        ("1.24.0", "1.24.0"),
+        ("5.15.0-arch1", "5.15.0-arch1"),
+    ],
+)
+def test_the_release_that_a_version_comes_before(version: str, before: str) -> None:
+    assert release(version) == before
 
 
 versions = st.text("0019az.-+~^:_ é²\n", max_size=12) | st.sampled_from([v for row in ASCENDING for v in row])

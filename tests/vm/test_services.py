@@ -1,56 +1,85 @@
-"""Services of a real systemd: started and enabled, stopped with every link, masked, and back."""
+"""Services with systemd as pid 1: what is judged, what apply makes of it, what a boot brings, what revert leaves."""
 
 from __future__ import annotations
 
 from vm import Guest
-from vm.admin import ETC, applied, findings, hostprep, missing, profile, reverted, state, statuses
+from vm.admin import ACTIVE, ETC, applied, findings, hostprep, profile, reverted, state
 
+VENDOR = "/usr/lib/systemd/system"
+SLEEP = "[Service]\nExecStart=/bin/sleep infinity\n"
+MULTI_USER = "[Install]\nWantedBy=multi-user.target\n"
 UNITS = {
-    "works.service": "[Service]\nExecStart=/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n",
-    "fails.service": "[Service]\nExecStart=/bin/false\n[Install]\nWantedBy=multi-user.target\n",
-    "pulled.service": "[Service]\nExecStart=/bin/sleep infinity\n",
-    "asked.service": "[Service]\nExecStart=/bin/sleep infinity\n",
-    "asked.socket": "[Socket]\nListenStream=/run/asked\n[Install]\nWantedBy=sockets.target\n",
+    "site-agent.service": f"{SLEEP}{MULTI_USER}Also=site-on-demand.socket\nAlias=agent.service\n",
+    "site-on-demand.service": SLEEP,
+    "site-on-demand.socket": "[Socket]\nListenStream=/run/site-on-demand\n[Install]\nWantedBy=sockets.target\n",
+    "site-nightly.service": "[Service]\nType=oneshot\nExecStart=/bin/true\n",
+    "site-nightly.timer": "[Timer]\nOnCalendar=daily\n[Install]\nWantedBy=timers.target\n",
+    "site-old.service": SLEEP + MULTI_USER,
+    "site-broken.service": f"[Service]\nExecStart=/bin/false\n{MULTI_USER}",
+    "site-flaps.service": f"[Service]\nExecStart=/bin/sleep 2\nRestart=always\nRestartSec=1\n{MULTI_USER}",
+    "site-elsewhere.service": f"[Unit]\nConditionPathExists=/nowhere\n{SLEEP}{MULTI_USER}",
 }
-LINKED = """
-mkdir -p /etc/systemd/system/site.target.wants
-printf '[Unit]\\nWants=pulled.service\\n[Install]\\nWantedBy=multi-user.target\\n' >/etc/systemd/system/site.target
-ln -s ../works.service /etc/systemd/system/site.target.wants/works.service
-systemctl daemon-reload; systemctl enable -q --now site.target asked.socket; systemctl start fails.service || true
-"""
+WANTED = {
+    "site-agent": "active",
+    "agent": "active",
+    "site-on-demand": "active",
+    "site-nightly.timer": "masked",
+    "site-old": "inactive",
+}
+LIVE = "systemctl is-active site-agent site-on-demand.socket site-on-demand site-nightly.timer site-old || true"
 
 
-def test_services_are_what_a_profile_says_now_and_at_the_next_boot_and_come_back(guest: Guest) -> None:
-    guest.sh("mkdir -p /usr/local/lib/systemd/system")
+def units(guest: Guest, *started: str) -> None:
     for name, text in UNITS.items():
-        guest.put(text, f"{'/usr/local/lib' if name.startswith('pulled') else '/etc'}/systemd/system/{name}")
-    guest.sh(LINKED)
-    before = guest.sh(ETC)
+        guest.put(text, f"{VENDOR}/{name}")
+    guest.sh(f"systemctl daemon-reload; systemctl enable --quiet {' '.join(started)}")
+    guest.run(f"systemctl start {' '.join(started)}")
 
-    profile(guest, {"services": {"works": "active", "pulled": "active", "asked": "active", "failed": "none"}})
-    found = findings(guest)
-    seen = {key: found[key]["status"] for key in found}
-    assert seen == {"works.service": "pass", "pulled.service": "pass", "asked.service": "pass", "failed": "fail"}
-    assert found["failed"]["current"] == ["fails.service"]
-    guest.sh("systemctl stop asked.socket")
-    assert findings(guest)["asked.service"]["status"] == "pending-reboot"
-    guest.sh("systemctl reset-failed")
 
-    profile(guest, {"services": {"works": "inactive", "pulled": "masked", "fails": "active"}})
-    code, said = hostprep(guest, "apply --yes --allow-disruption services")
-    assert code == 5, "one of them does not start"
-    assert not missing(said, ["systemctl start fails.service"]), said
-    assert (state(guest, "works"), state(guest, "pulled")) == ("inactive", "inactive")
-    assert guest.sh("find /etc/systemd/system -name works.service -type l") == ""
-    assert "masked" in guest.run("systemctl start pulled.service").stderr
+def test_services_are_made_active_inactive_and_masked_and_back_and_a_boot_brings_the_same(guest: Guest) -> None:
+    units(guest, "site-nightly.timer", "site-old.service")
+    etc, live = guest.sh(ETC), guest.sh(LIVE)
+    profile(guest, {"name": "node", "services": WANTED})
+    assert live.split() == ["inactive", "inactive", "inactive", "active", "active"]
+    before = {key: f["status"] for key, f in findings(guest).items()}
+    assert (before["site-agent.service"], before["site-old.service"]) == ("fail", "fail")
+    said = hostprep(guest, "plan")[1]
+    assert "ln -sfn /dev/null /etc/systemd/system/site-nightly.timer" in said
+    assert "--allow-disruption services" in said
 
-    guest.sh("cd /etc/systemd/system; cp fails.service /root; sed -i s,/bin/false,'/bin/sleep infinity', fails.service")
-    guest.sh("systemctl daemon-reload")
     applied(guest, "--allow-disruption services")
-    assert statuses(guest) == {"pass"}
-    assert guest.sh("systemctl is-enabled fails.service") == "enabled"
-
-    guest.sh("cp /root/fails.service /etc/systemd/system")
+    assert {f["status"] for f in findings(guest).values()} == {"pass"}
+    assert guest.sh(LIVE).split() == ["active", "inactive", "active", "inactive", "inactive"]
     reverted(guest)
-    assert guest.sh(ETC) == before
-    assert (state(guest, "works"), state(guest, "pulled"), state(guest, "fails")) == ("active", "active", "inactive")
+    assert guest.sh(ETC) == etc
+    assert guest.sh(LIVE) == live
+
+    profile(guest, {"name": "node", "services": WANTED})
+    applied(guest, "--allow-disruption services")
+    guest.reboot()
+    assert {f["status"] for f in findings(guest).values()} == {"pass"}
+    assert guest.sh(LIVE).split() == ["active", "active", "inactive", "inactive", "inactive"]
+
+
+def test_what_fails_flaps_ends_or_is_not_for_this_host_is_not_active_and_says_why(guest: Guest) -> None:
+    units(guest, "site-broken.service", "site-flaps.service", "site-elsewhere.service")
+    guest.sh("systemctl start site-nightly.service")
+    guest.sh("timeout 60 sh -c 'until [ $(systemctl show --value -p NRestarts site-flaps) -gt 1 ]; do sleep 0.2; done'")
+    guest.sh(ACTIVE.format("site-flaps"))
+    wanted = dict.fromkeys(("site-broken", "site-flaps", "site-elsewhere", "site-nightly"), "active")
+    profile(guest, {"name": "node", "services": {**wanted, "failed": "none"}})
+    found = findings(guest)
+    assert {f["status"] for f in found.values()} == {"fail"}, found
+    said = {key: f["message"] for key, f in found.items()}
+    assert "is failed (failed)" in said["site-broken.service"]
+    assert "restarted" in said["site-flaps.service"]
+    assert "its conditions are not met" in said["site-elsewhere.service"]
+    assert "does its work, ends" in said["site-nightly.service"]
+    assert found["failed"]["current"] == ["site-broken.service"]
+
+    guest.sh("systemctl stop site-broken site-flaps; systemctl reset-failed")
+    guest.sh(f"ln -s {VENDOR}/site-old.service /etc/systemd/system/multi-user.target.wants/")  # no daemon-reload
+    profile(guest, {"name": "node", "services": {"site-old": "inactive", "failed": "none"}})
+    found = findings(guest)
+    assert (found["failed"]["status"], found["site-old.service"]["status"]) == ("pass", "unknown")
+    assert state(guest, "site-old") == "inactive"
