@@ -16,9 +16,9 @@ check: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/pytest -n auto $(PYTEST_ARGS)
 
-# Two machines at a time: of the two threads with which QEMU emulates each, one has hardly anything to do.
+# Three machines at a time: of the two threads with which QEMU emulates each, one has hardly anything to do.
 test-vm: $(VENV)/ready
-	$(BIN)/pytest -n2 --maxschedchunk 1 tests/vm $(PYTEST_ARGS)
+	$(BIN)/pytest -n3 --maxschedchunk 1 tests/vm $(PYTEST_ARGS)
 
 bench: build/bench/ready
 	@build/bench/bin/python tests/bench.py

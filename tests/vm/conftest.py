@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest
 from vm import qemu
 from vm.firmware import Card
 from vm.guest import Guest, thawed
-from vm.image import ROOT, Image, image
+from vm.image import ROOT, Image, image, shared
 from vm.qemu import Snapshot
 from vm.story import STEPS, Step, table
 
@@ -46,15 +46,17 @@ def vm_image() -> Image:
 
 @pytest.fixture(scope="session")
 def snapshot(vm_image: Image) -> Iterator[Snapshot]:
-    """A machine that has booted, with the hostprep of this working tree."""
-    with tempfile.TemporaryDirectory(prefix="hostprep-vm-") as name:
-        folder = Path(name)
+    """A machine that has booted, with the hostprep of this working tree: the processes of a run have one for all."""
+
+    def make(folder: Path) -> None:
         wheel = _wheel(folder)
         with thawed(vm_image.snapshot, vm_image.pciids, folder) as guest:
             guest.put(wheel, f"/tmp/{wheel.name}")
             guest.sh(INSTALL, timeout=300)
-            frozen = guest.freeze(folder / "memory")
-        yield frozen
+            guest.freeze(folder / "memory")
+
+    with shared(f"run-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}", make) as folder:
+        yield Snapshot(folder / "memory", folder / "disk.qcow2")
 
 
 def _wheel(folder: Path) -> Path:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import requires
 from pathlib import Path
 from typing import NamedTuple
@@ -50,6 +50,26 @@ def image() -> Image:
             made.rename(folder)
         os.utime(folder)
     return Image(Snapshot(folder / "memory", folder / "booted" / "disk.qcow2"), folder / "pciids.so")
+
+
+@contextlib.contextmanager
+def shared(name: str, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A folder that the first of several processes makes, and that the last one removes."""
+    folder, lock = CACHE / name, CACHE / f"{name}.lock"
+    with lock.open("w") as users:
+        with _locked(CACHE / "lock"):
+            fcntl.flock(users, fcntl.LOCK_SH)
+            if not (folder / "made").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                (folder / "made").touch()
+        try:
+            yield folder
+        finally:
+            with _locked(CACHE / "lock"), contextlib.suppress(BlockingIOError):
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
 
 
 def _make(folder: Path) -> None:

@@ -42,6 +42,11 @@ def arguments(guest: Guest) -> list[str]:
     return guest.sh("cat /proc/cmdline").split()[1:]
 
 
+def first_line(guest: Guest) -> list[str]:
+    """The arguments of the first entry."""
+    return guest.sh(r"grep -m 1 -E '^\s+linux\s' /boot/grub/grub.cfg").split()[2:]
+
+
 def will_boot(guest: Guest) -> str:
     """The kernel of the entry that hostprep takes for the one that boots."""
     data = json.loads(guest.sh("hostprep inspect --only kernel_args --format json"))
@@ -49,7 +54,7 @@ def will_boot(guest: Guest) -> str:
 
 
 def test_kernels_that_come_and_go_behind_hostpreps_back(guest: Guest) -> None:
-    """Two reboots; rhboot/grubby#55: arguments are lost when a kernel is installed."""
+    """rhboot/grubby#55: arguments are lost when a kernel is installed."""
     before, started, old = files(guest), arguments(guest), booted(guest)
     profile(guest, WANT)
     with step("apply, a kernel upgrade, reboot", "the new kernel has it all: ready") as saw:
@@ -76,14 +81,13 @@ def test_kernels_that_come_and_go_behind_hostpreps_back(guest: Guest) -> None:
         assert findings(guest)["audit"]["status"] == "pending-reboot"
         saw("the new kernel's entry, pending-reboot")
 
-    with step("revert, reboot", "no grub.cfg with a kernel that is gone; boots") as saw:
+    with step("revert", "no grub.cfg with a kernel that is gone; all as found") as saw:
         code, said = hostprep(guest, "revert --yes")
         assert (code, claims(guest)) == (0, []), said
         assert old not in guest.sh("cat /boot/grub/grub.cfg")
         guest.sh(UNPIN)
-        guest.reboot()
-        assert (booted(guest), arguments(guest)) == (NEW, started)
+        assert (will_boot(guest), first_line(guest)) == (NEW, started)
         guest.sh("rm /etc/hostprep/profile.yaml; rmdir /etc/hostprep")
         changed = {line.split()[1] for line in files(guest) ^ before}
         assert changed <= {"/boot/grub/grub.cfg", "/boot/grub/grubenv"}
-        saw("booted; /etc byte for byte as found")
+        saw("the new kernel, as it was installed; /etc byte for byte as found")
