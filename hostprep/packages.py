@@ -35,6 +35,8 @@ _ENABLED = (
     "hostprep-apply.service hostprep-check.service hostprep-check.timer hostprep-publish.path hostprep-ready.target"
 )
 _SERVED = "hostprep-serve.socket"
+_PRUNED = "hostprep-prune.timer"
+_OF_OTHERS = ("hostprep-serve.", "hostprep-prune.")  # units of targets of their own
 # What the units above come after (a cycle otherwise), and what an admin needs on a host that is not ready.
 _BEFORE = ("hostprep-", "nvidia-", "systemd-", "ssh.", "sshd.", "dbus", "NetworkManager", "networking.", "chrony")
 
@@ -157,12 +159,16 @@ def _publishing(target: str, output: str) -> list[Item]:
 def _systemd(host: Host, options: Options) -> list[Item]:
     tmpfiles = Item(f"{TMPFILES}/hostprep.conf", _file("systemd/hostprep.tmpfiles.conf").encode())
     names = sorted(os.listdir(os.path.join(_PACKAGE, "systemd")))
-    units = [n for n in names if n.startswith("hostprep-") and not n.startswith("hostprep-serve.")]
+    units = [n for n in names if n.startswith("hostprep-") and not n.startswith(_OF_OTHERS)]
     return [*(_unit(name) for name in units), tmpfiles]
 
 
 def _serve(host: Host, options: Options) -> list[Item]:
     return [_unit("hostprep-serve.service"), _unit("hostprep-serve.socket")]
+
+
+def _prune(host: Host, options: Options) -> list[Item]:
+    return [_unit("hostprep-prune.service"), _unit("hostprep-prune.timer")]
 
 
 def _prometheus(host: Host, options: Options) -> list[Item]:
@@ -261,6 +267,13 @@ def _after_serve(host: Host, options: Options) -> list[str]:
     return lines
 
 
+def _after_prune(host: Host, options: Options) -> list[str]:
+    wanted = "The profile says what is to go: `containers: {unused_images: 20GB, logins: none}`."
+    if options.root:
+        return [f"{_systemctl(options)} enable {_PRUNED}", wanted]
+    return ["systemctl daemon-reload", f"systemctl enable --now {_PRUNED}", wanted]
+
+
 def _closed(path: str) -> str:
     """The first directory on the way to a file that not everybody may pass through; empty where there is none."""
     parents = [path[:i] for i, c in enumerate(path) if c == "/" and i]
@@ -317,6 +330,7 @@ def after_removal(target: str, options: Options, output: str) -> list[str]:
         return ["systemctl daemon-reload", f"rm -f {output}"]
     return {
         "systemd": ["systemctl stop hostprep-check.timer hostprep-publish.path", "systemctl daemon-reload"],
+        "prune": [f"systemctl stop {_PRUNED}", "systemctl daemon-reload"],
         "serve": [f"systemctl stop {_SERVED} hostprep-serve.service", "systemctl daemon-reload"],
         "pbs": [
             'qmgr -c "delete hook hostprep"',
@@ -331,6 +345,7 @@ def after_removal(target: str, options: Options, output: str) -> list[str]:
 TARGETS: Mapping[str, Target] = {
     "systemd": Target("looks at boot and every five minutes; hostprep-ready.target", _systemd, _after_systemd),
     "serve": Target("a small HTTP endpoint for hosts without node_exporter", _serve, _after_serve),
+    "prune": Target("weekly, removes container images that nobody uses", _prune, _after_prune),
     "prometheus": Target("a textfile for node_exporter; alert rules, a dashboard", _prometheus, _after_prometheus),
     "pbs": Target("a hook for OpenPBS that takes nodes offline and back", _pbs, _after_pbs),
     "slurm": Target("a HealthCheckProgram that drains and resumes", _slurm, _after_slurm),

@@ -15,6 +15,7 @@ from hostprep.host.network import Link
 from hostprep.host.nvml import Nvml
 from hostprep.host.processes import Namespace, Process, Workload
 from hostprep.host.reach import Resolved
+from hostprep.host.remote import Got, Trust
 from hostprep.model import Value
 
 Answer = str | HostError | Callable[[Sequence[str]], str]
@@ -46,6 +47,7 @@ class FakeHost(Host):
         self.upper_elsewhere_table: dict[int, tuple[tuple[str, str, Namespace], ...]] = {}  # by index of ours
         self.name_table: dict[str, tuple[str, ...] | str] = {}  # what they resolve to, or why not
         self.neighbours: set[str] = set()  # addresses that answer ARP
+        self.servers: dict[str, Got | HostError] = {}  # by URL; who trusts anybody is told of no bad certificate
         self.open_file_table: dict[str, tuple[Process, ...]] = {}  # by path
         self.workload_list: list[Workload] | HostError = []
         self.network_error: HostError | None = None  # what every question about all of that ends in
@@ -127,6 +129,13 @@ class FakeHost(Host):
 
     def answers_arp(self, address: str, device: str, source: str, seconds: float = 3) -> bool:
         return address in self.neighbours
+
+    def http_get(self, url: str, trust: Trust | None, proxy: str, seconds: float, limit: int) -> Got:
+        answer = self.servers.get(url, HostError(f"{url}: not foreseen by the test"))
+        if isinstance(answer, HostError):
+            raise answer
+        refused = answer.fault == "certificate"
+        return answer if trust or not refused else answer._replace(fault="", why="")
 
     def open_files(self, prefixes: Sequence[str]) -> dict[str, tuple[Process, ...]]:
         self._network("")

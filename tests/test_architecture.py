@@ -19,10 +19,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "units": set(),
     "versions": set(),
     "files": {"errors"},
-    "benchmarks": {"errors", "host", "quantities"},
+    "benchmarks": {"engines", "errors", "host", "quantities"},
     "hugetlb": {"model", "quantities"},
     "host": {"errors", "files", "model"},
-    "net": {"errors", "host", "model"},
+    "engines": {"errors", "host"},
+    "net": {"engines", "errors", "host", "model"},
     "pci": {"errors", "host", "model"},
     "mstconfig": {"errors", "host", "model"},
     "kmod": {"bootloader", "errors", "host", "model", "pci", "versions"},
@@ -90,12 +91,14 @@ OTHER_THINGS = {
     "install": {"files"},  # a key of the list of what was installed
     "makefile": {"files"},  # the field of a tuple
     "owners": {"network"},  # a key of netplan
+    "registries": {"registry"},  # a key of registries.conf
 }
 CHECKS_MAY_IMPORT = {
     *(
         "benchmarks",
         "boot_record",
         "bootloader",
+        "engines",
         "errors",
         "host",
         "hugetlb",
@@ -111,7 +114,7 @@ CHECKS_MAY_IMPORT = {
         "versions",
     ),
 }
-ONLY_HOST = {"subprocess", "pyroute2", "pyudev", "pynvml", "psutil", "socket", "ctypes"}
+ONLY_HOST = {"subprocess", "pyroute2", "pyudev", "pynvml", "psutil", "socket", "ssl", "ctypes"}
 CORE = sorted(p for p in (ROOT / "hostprep").rglob("*.py") if "checks" not in p.relative_to(ROOT).parts)
 CHECKS = sorted((ROOT / "checks").glob("*.py"))
 

@@ -187,11 +187,9 @@ def test_host_and_container_run_in_turn_and_the_container_goes(make_host: MakeHo
     runs = [line for line in host.ran if line.startswith("sh ")]
     assert runs[0].endswith(" sh /opt runuser -u pbs -- /opt/himeno/bmt L")
     name = runs[1].partition(" --name ")[2].split()[0]
-    contained = (
-        f"docker run --rm --pull=never --name {name} --user pbs --workdir /opt --gpus=all himeno:1 /opt/himeno/bmt L"
-    )
-    assert runs[1].endswith(contained)
-    assert host.ran.count(f"docker rm --force {name}") == 2
+    options = f"run --rm --pull=never --name {name} --user pbs --workdir /opt --gpus=all"
+    assert runs[1].endswith(f"docker --context default {options} himeno:1 /opt/himeno/bmt L")
+    assert host.ran.count(f"docker --context default rm --force {name}") == 2
     assert [(f.fact.current, f.status.value) for f in judged(host, want).values()] == [
         ("251.95 (at least 244.44)", "pass"),
         ("252.55 (at least 244.44)", "pass"),
@@ -331,3 +329,9 @@ def test_a_regular_expression_that_is_none_is_told_when_it_is_used(make_host: Ma
     host = make_host(debian(), {"sh": "MFLOPS: 1"})
     check.measure(host, want, lambda line: None)
     assert "is no regular expression" in judged(host, want)["h/host"].message
+
+
+def test_who_never_came_to_copy_is_no_figure() -> None:
+    """On a host whose cores are taken: 0 bytes a second is what nobody has measured."""
+    with pytest.raises(HostError, match="is this host busy"):
+        Host().memory_bandwidth([(0, 0)], 1 << 30, 0.0)

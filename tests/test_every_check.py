@@ -45,9 +45,10 @@ class Anything(dict[str, Answer]):
 
 
 def machine() -> dict[str, str]:
-    """A small Debian machine with a network card that has SR-IOV, and a GPU with its driver."""
+    """A small Debian machine with a network card that has SR-IOV, a GPU with its driver, and an authority."""
     modules = {"/proc/modules": "nvidia 54095872 0 - Live 0x0000000000000000\n"}
-    return {**debian(), **nic(), **gpu_files(), **driver_files(), **modules, "/usr/bin/nvidia-ctk": ""}
+    authority = {"/etc/docker/certs.d/192.168.10.100/ca.crt": "-----BEGIN CERTIFICATE-----\n"}
+    return {**debian(), **nic(), **gpu_files(), **driver_files(), **modules, **authority, "/usr/bin/nvidia-ctk": ""}
 
 
 def examples(check: Check) -> list[Any]:

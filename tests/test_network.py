@@ -204,7 +204,7 @@ def test_docker_is_asked_for_its_networks_and_its_containers(host: FakeHost) -> 
         "Containers": {"c": {"Name": "web", "IPv4Address": "172.18.0.2/16"}},
         "Options": {},
     }
-    host.commands["docker"] = lambda argv: "0123\n" if argv[2] == "ls" else json.dumps([told])
+    host.commands["docker"] = lambda argv: "0123\n" if argv[4] == "ls" else json.dumps([told])
     finding = found(host, {"plan": {"docker": {"name": "kind", "subnet": "172.18.0.0/16"}}})["plan/docker"]
     assert "which is Docker's network app_default." in finding.message
     assert found(host, {"plan": {"docker": "172.18.0.0/16"}})["plan/docker"].status.value == "pass"
@@ -223,7 +223,7 @@ def test_docker_is_asked_for_its_networks_and_its_containers(host: FakeHost) -> 
 def test_networks_without_a_subnet_and_a_podman_that_is_called_docker(
     host: FakeHost, told: Any, network_and_containers: Any
 ) -> None:
-    host.commands["docker"] = lambda argv: "0123\n" if argv[2] == "ls" else json.dumps(told)
+    host.commands["docker"] = lambda argv: "0123\n" if argv[4] == "ls" else json.dumps(told)
     facts = network.inspect(host, ["plan"])
     assert (facts["plan/networks"].current, facts["plan/containers"].current) == network_and_containers
 
@@ -369,5 +369,5 @@ def test_nothing_is_suggested_that_was_not_seen(host: FakeHost) -> None:
     "said", ["", "garbage", "{}", "[]", "[{}]", '[{"Name": "a", "Id": 3, "IPAM": {"Config": [{"Subnet": "x"}]}}]']
 )
 def test_a_docker_that_talks_nonsense_is_unknown(host: FakeHost, said: str) -> None:
-    host.commands["docker"] = lambda argv: "0123\n" if argv[2] == "ls" else said
+    host.commands["docker"] = lambda argv: "0123\n" if argv[4] == "ls" else said
     assert statuses(host, {"plan": {"pods": "10.100.0.0/16"}}) == {"plan/pods": "unknown"}

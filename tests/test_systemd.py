@@ -22,7 +22,7 @@ PROGRAM = re.compile(r"(?<=[= ])hostprep (?=(apply|check|serve|wait) ?)")
 MOUNTS = {"ProtectSystem", "ProtectHome", "ReadWritePaths", "ReadOnlyPaths", "InaccessiblePaths", "PrivateMounts"}
 MOUNTS |= {"ProtectHostname", "ProtectControlGroups", "BindPaths", "TemporaryFileSystem", "RootDirectory"}
 GATED = ["pbs.service", "kubelet.service", "docker.service", "slurmd.service"]
-EXPOSURE = {"apply": 78, "check": 70, "publish": 20, "ready": 20, "serve": 15}
+EXPOSURE = {"apply": 78, "check": 70, "prune": 71, "publish": 20, "ready": 20, "serve": 15}
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda p: p.name)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # they cost too much for a check that does not need them
     from hostprep.host.nvml import Nvml
     from hostprep.host.processes import Namespace, Process, Workload
     from hostprep.host.reach import Resolved
+    from hostprep.host.remote import Got, Trust
 
 Runner = Callable[[Sequence[str], float, bytes], str]
 T = TypeVar("T")
@@ -55,6 +56,8 @@ class Space(NamedTuple):
 
     size: int
     available: int  # to users without privilege
+    inodes: int = -1  # -1: was not recorded; 0: the file system makes them as it goes
+    inodes_free: int = -1
 
 
 class Host:
@@ -230,7 +233,7 @@ class Host:
             s = os.statvfs(self.real(path))
         except OSError as e:
             raise _host_error(path, e) from e
-        return Space(s.f_blocks * s.f_frsize, s.f_bavail * s.f_frsize)
+        return Space(s.f_blocks * s.f_frsize, s.f_bavail * s.f_frsize, s.f_files, s.f_favail)
 
     # the content of files: see contents.py
 
@@ -354,6 +357,13 @@ class Host:
         from hostprep.host import reach
 
         return reach.answers_arp(address, device, source, seconds)
+
+    def http_get(self, url: str, trust: Trust | None, proxy: str, seconds: float, limit: int) -> Got:
+        """What a server answers to one GET, or at which step it failed: see remote.py. None trusts anybody."""
+        self._must_be_live(f"what {url} answers")
+        from hostprep.host import remote
+
+        return remote.get(url, trust, proxy, seconds, limit)
 
     def open_files(self, prefixes: Sequence[str]) -> dict[str, tuple[Process, ...]]:
         """Files, devices above all, whose path starts with one of these, and who has them open."""
@@ -532,6 +542,20 @@ class Host:
         content = data.encode() if isinstance(data, str) else data
         new = before._replace(data=content) if before.kind == "file" else _of_ours("file", content, 0o644)
         self.restore(path, new)
+
+    def edit_secret(
+        self, path: str, edit: Callable[[bytes], bytes], who: tuple[str, int, int], what: str, timeout: float = 10
+    ) -> None:
+        """Change a file of secrets that a user (name, uid, gid) has: nobody is told, or keeps, what it was.
+
+        A child does it with that user's rights, so a link there leads nowhere that they could not go. `what` it is
+        that goes is said in a plan.
+        """
+        from hostprep.host import secret
+
+        become = who if os.geteuid() == 0 and not self.root else None
+        if why := secret.edit(self.real(path), edit, become, timeout):
+            raise HostError(f"{path}: {why}")
 
     def symlink(self, path: str, target: str) -> None:
         """Make a symbolic link where nothing, or another link, is."""

@@ -27,6 +27,7 @@ class FileInfo(NamedTuple):
     uid: int = 0
     gid: int = 0
     modified: int = 0  # seconds since the epoch
+    accessed: int = 0  # likewise; most file systems note it once a day (relatime)
 
 
 def info(real: str, link: str) -> FileInfo | None:
@@ -41,7 +42,8 @@ def info(real: str, link: str) -> FileInfo | None:
     if kind == "file" and size == 0:  # files of /proc and /sys say so too, and are not empty
         with _opened(real) as f:
             size = len(f.read(1))
-    return FileInfo(kind, size, stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid, int(found.st_mtime))
+    times = (int(found.st_mtime), int(found.st_atime))
+    return FileInfo(kind, size, stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid, *times)
 
 
 def digest(real: str, path: str, algorithm: str, seconds: float) -> str:

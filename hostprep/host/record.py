@@ -28,11 +28,14 @@ if TYPE_CHECKING:
     from hostprep.host.nvml import Nvml
     from hostprep.host.processes import Namespace, Process, Workload
     from hostprep.host.reach import Resolved
+    from hostprep.host.remote import Got, Trust
 
 ANSWERS = ".hostprep"
 _SECRETS = re.compile(
     rb"(grub\.pbkdf2\.)[\w.]+"  # grub-mkpasswd-pbkdf2
     rb"|(^\s*password\s+\S+\s+)\S+"  # GRUB's plain one
+    rb"|(\\?\"(?:auth|identitytoken|registrytoken|password)\\?\"\s*:\s*\\?\")[^\"\\]+"  # logins to registries
+    rb"|(://[^\s/:@\"']*:)[^\s/@\"']+(?=@)"  # of proxies
     rb"|((?:\b|_)(?:pass|passwd|password|secret|token)=)[^\s,\"'\\]+",  # mount.cifs(8), arguments of dracut
     re.M | re.I,
 )
@@ -135,6 +138,10 @@ class Recorder(Host):
     def answers_arp(self, address: str, device: str, source: str, seconds: float = 3) -> bool:
         asked = json.dumps([address, device, source])
         return self._ask("arp", asked, lambda: super(Recorder, self).answers_arp(address, device, source, seconds))
+
+    def http_get(self, url: str, trust: Trust | None, proxy: str, seconds: float, limit: int) -> Got:
+        asked = json.dumps([url, trust.name if trust else ""])
+        return self._ask("get", asked, lambda: super(Recorder, self).http_get(url, trust, proxy, seconds, limit))
 
     def open_files(self, prefixes: Sequence[str]) -> dict[str, tuple[Process, ...]]:
         return self._ask("open", json.dumps(list(prefixes)), lambda: super(Recorder, self).open_files(prefixes))
@@ -307,6 +314,13 @@ class RecordedHost(Host):
             "arp", asked, lambda _: super(RecordedHost, self).answers_arp(address, device, source, seconds)
         )
 
+    def http_get(self, url: str, trust: Trust | None, proxy: str, seconds: float, limit: int) -> Got:
+        from hostprep.host.remote import from_json
+
+        asked = json.dumps([url, trust.name if trust else ""])
+        live = super().http_get
+        return from_json(self._recorded("get", asked, lambda _: live(url, trust, proxy, seconds, limit)))
+
     def open_files(self, prefixes: Sequence[str]) -> dict[str, tuple[Process, ...]]:
         from hostprep.host.processes import Process
 
@@ -352,6 +366,11 @@ class RecordedHost(Host):
         )
 
     def write(self, path: str, text: str, timeout: float = 60) -> None:
+        raise HostError(f"{path}: a recorded host cannot be changed")
+
+    def edit_secret(
+        self, path: str, edit: Callable[[bytes], bytes], who: tuple[str, int, int], what: str, timeout: float = 10
+    ) -> None:
         raise HostError(f"{path}: a recorded host cannot be changed")
 
     def restore(self, path: str, state: FileState) -> None:

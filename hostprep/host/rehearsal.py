@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hostprep.host.network import Link
     from hostprep.host.nvml import Nvml
     from hostprep.host.processes import Namespace, Process, Workload
+    from hostprep.host.remote import Got, Trust
 
 
 class Step(NamedTuple):
@@ -91,6 +92,9 @@ class Rehearsal(Host):
     def routes(self, netns: str = "") -> dict[str, tuple[str, ...]]:
         return self._host.routes(netns)
 
+    def http_get(self, url: str, trust: Trust | None, proxy: str, seconds: float, limit: int) -> Got:
+        return self._host.http_get(url, trust, proxy, seconds, limit)
+
     def open_files(self, prefixes: Sequence[str]) -> dict[str, tuple[Process, ...]]:
         return self._host.open_files(prefixes)
 
@@ -161,6 +165,11 @@ class Rehearsal(Host):
     def write(self, path: str, text: str, timeout: float = 60) -> None:
         self.note(f"echo {shlex.quote(text)} > {path}")
         self._written[self.resolve(path)] = FileState("file", text.encode())
+
+    def edit_secret(
+        self, path: str, edit: Callable[[bytes], bytes], who: tuple[str, int, int], what: str, timeout: float = 10
+    ) -> None:
+        self.steps.append(Step(f"edit {path}    # as {who[0]}: without {what}"))
 
     def restore(self, path: str, state: FileState) -> None:
         before = self.state(path)

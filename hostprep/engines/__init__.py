@@ -1,0 +1,1 @@
+"""Container engines, as their own commands and files tell of them."""
