@@ -16,7 +16,8 @@ mkdir -p "$work"
 
 gcc -shared -fPIC -O1 -Wall -Werror -o "$out/pciids.so" "$here/pciids.c" "$here/connectx.c" -ldl
 "${PYTHON:-python3}" -m pip download --quiet --disable-pip-version-check --python-version 311 --only-binary=:all: \
-    --dest "$work/wheels" "$@"
+    --dest "$work/wheels" "$@" &
+downloading=$!
 
 packages=(systemd systemd-sysv udev kmod dbus initramfs-tools zstd linux-image-amd64/bookworm-backports grub-pc
     python3 python3-venv pciutils iproute2 ethtool mstflint procps psmisc e2fsprogs fdisk qemu-guest-agent)
@@ -84,6 +85,8 @@ for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub
     systemd-repart.service; do
     ln -sf /dev/null "$root/etc/systemd/system/$unit"
 done
+mkdir "$root/etc/systemd/system/qemu-guest-agent.service.d" # a line in the journal for every question is a cost too
+printf '[Service]\nStandardError=null\n' >"$root/etc/systemd/system/qemu-guest-agent.service.d/vm.conf"
 for generator in cryptsetup debug getty hibernate-resume integritysetup rc-local run system-update sysv veritysetup; do
     ln -sf /dev/null "$root/etc/systemd/system-generators/systemd-$generator-generator"
 done
@@ -120,6 +123,7 @@ GRUB_CMDLINE_LINUX="console=ttyS0 intel_iommu=on iommu=pt mitigations=off nokasl
 E
 
 # --- where hostprep goes: its environment, without hostprep itself
+wait $downloading
 mkdir "$root/wheels"
 cp "$work"/wheels/* "$root/wheels"
 chroot "$root" sh -ec 'python3 -m venv /opt/hostprep; /opt/hostprep/bin/pip install -q --no-index --no-deps /wheels/*'

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
+
+import pytest
+
+# Everything takes half an hour on 2 cores, and what else is run two thirds of that.
+EVERYTHING = os.environ.get("HOSTPREP_VM") == "all"
+thorough = pytest.mark.skipif(not EVERYTHING, reason="HOSTPREP_VM=all runs it too")
 
 
 class Step(NamedTuple):

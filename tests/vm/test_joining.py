@@ -7,6 +7,7 @@ from typing import Any
 
 from vm import Guest
 from vm.admin import ACTIVE, SLOW, applied, hostprep, installed, profile, state
+from vm.story import thorough
 
 PF, TAKEN = "0000:41:00.0", "0000:81:00.0"
 BY_HAND = "hostprep check --no-publish --format json"
@@ -52,6 +53,7 @@ def test_k19_j2_a_service_starts_as_soon_as_the_host_is_ready_and_jobs_go_on_whe
     assert "may be requested by dependency only" in guest.run("systemctl stop hostprep-ready.target").stderr
 
 
+@thorough
 def test_a_service_that_its_admin_has_disabled_is_not_started_by_the_gate(guest: Guest) -> None:
     profile(guest, {"name": "node", "swap": "disabled"})
     installed(guest)

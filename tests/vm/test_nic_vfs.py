@@ -9,7 +9,7 @@ from typing import Any
 
 from vm import Guest
 from vm.admin import ETC, applied, findings, hostprep, missing, profile, reverted, statuses
-from vm.story import step
+from vm.story import step, thorough
 
 ENS10, ENS11, CONNECTX = "0000:41:00.0", "0000:81:00.0", "0000:42:00.0"
 DEVICES = "/sys/bus/pci/devices"
@@ -55,6 +55,7 @@ def vf(guest: Guest, pf: str, index: int) -> str:
     return guest.sh(f"basename $(readlink {DEVICES}/{pf}/virtfn{index})")
 
 
+@thorough
 def test_k11_k12_from_none_to_seven_vfs_on_two_ports_and_back(guest: Guest) -> None:
     """One apply; the same again touches nothing (os-net-config 23d97d3); revert. test_story.py has the reboot."""
     before = guest.sh(STATE)
@@ -78,6 +79,7 @@ def test_k11_k12_from_none_to_seven_vfs_on_two_ports_and_back(guest: Guest) -> N
     assert guest.sh(STATE) == before
 
 
+@thorough
 def test_r26_attributes_are_what_ip_link_shows_and_a_refused_one_undoes_nothing_else(guest: Guest) -> None:
     """More VFs keep what they were set to; igb, which drops the link to make VFs, refuses rates until it is back."""
     every = {"mac": "derived", "vlan": {"id": 100, "qos": 3}, "trust": True, "spoofchk": False, "max_rate": 100}
@@ -181,6 +183,7 @@ def test_k18_a_pf_in_another_namespace_is_judged_there_and_never_written(guest: 
         saw("reported; its VFs and their VLANs as they were")
 
 
+@thorough
 def test_r9_vfs_get_the_driver_that_is_wanted_and_k12_those_of_a_connectx_none(guest: Guest) -> None:
     """VFs for vfio never show up as interfaces; a ConnectX under pci-pf-stub has VFs all the same (R12)."""
     guest.sh("dmesg -C")
@@ -203,6 +206,7 @@ def test_r9_vfs_get_the_driver_that_is_wanted_and_k12_those_of_a_connectx_none(g
     assert statuses(guest) == {"pass"}
 
 
+@thorough
 def test_r3_what_the_kernel_would_refuse_is_told_before_anything_is_written(guest: Guest) -> None:
     guest.sh("dmesg -C")
     wanting(guest, {"pf": "ens10", "vfs": 8}, {"pf": "virtio_net", "vfs": 1})

@@ -1,7 +1,7 @@
 """The power goes in the middle of an apply: the host boots, check tells the truth, apply goes on, revert takes it back.
 
 A cut is the disk as it is at one moment: what the kernel had not yet written is lost. One apply gives a cut at every
-step that it tells of, and one inside update-grub. With HOSTPREP_VM_CUTS=all every one of them is booted.
+step that it tells of, and one inside update-grub. The one inside is booted; with HOSTPREP_VM=all every one is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vm import Guest
 from vm.admin import ETC, SLOW, findings, hostprep, profile
 from vm.guest import started
 from vm.image import Image
-from vm.story import step
+from vm.story import EVERYTHING, step
 
 PF = "0000:41:00.0"
 CHECKS: dict[str, Any] = {
@@ -37,7 +37,6 @@ if [ -p /run/go ]; then echo 'update-grub: is running' > /dev/console; read -r l
 APPLY = "hostprep apply --yes > /dev/console 2>&1; echo 'apply: is over' > /dev/console"
 FILES = f"{ETC}\nmd5sum /boot/grub/grub.cfg"
 INSIDE, OVER = "update-grub: is running", "apply: is over"
-EVERY = os.environ.get("HOSTPREP_VM_CUTS") == "all"
 HELD = ("pass", "volatile")  # what the running system has as it is wanted
 
 
@@ -83,11 +82,8 @@ def cuts(guest: Guest) -> Iterator[Cut]:
 
 
 def chosen(made: list[Cut]) -> list[Cut]:
-    """Those that are booted: inside update-grub, and at the last change before it."""
-    if EVERY:
-        return made
-    inside = next(i for i, cut in enumerate(made) if cut.said.startswith(INSIDE))
-    return made[inside - 1 : inside + 1]
+    """Those that are booted."""
+    return [cut for cut in made if EVERYTHING or cut.said.startswith(INSIDE)]
 
 
 def test_the_power_may_go_at_any_moment_of_an_apply(guest: Guest, vm_image: Image) -> None:
@@ -113,10 +109,9 @@ def test_the_power_may_go_at_any_moment_of_an_apply(guest: Guest, vm_image: Imag
             assert code in (0, 4), said
             assert {f["status"] for f in findings(after).values()} <= {"pass", "pending-reboot"}
             assert after.sh(FILES).splitlines() == whole.splitlines()
-            if EVERY or cut.said.startswith(INSIDE):
-                code, said = hostprep(after, "revert --yes")
-                assert code == 0, said
-                assert after.sh(FILES).splitlines() == found.splitlines()
+            code, said = hostprep(after, "revert --yes")
+            assert code == 0, said
+            assert after.sh(FILES).splitlines() == found.splitlines()
 
 
 def is_told_as_it_is(guest: Guest) -> None:
