@@ -259,7 +259,8 @@ def _no_answer(host: Host, engine: ModuleType, name: str, e: HostError) -> dict[
             return {name: Fact.fixed(None)}
         facts = _unread(name, why.reason)
     elif engine.down(e):
-        facts[name] = Fact.fixed(f"does not answer: {str(e).removeprefix(f'{name}: ')}")
+        facts[name] = Fact.fixed("does not answer")
+        facts[f"{name}/why"] = Fact.fixed(str(e).removeprefix(f"{name}: "))
         root = attempt(engine.configured_root, host)  # a full disk may be why
         if isinstance(root, str):
             there = Store("", root, root, "")
@@ -338,7 +339,7 @@ def _not_seen(facts: Facts, key: str) -> str:
 
 
 def _engine_goals(facts: Facts, section: Mapping[str, Any], name: str) -> dict[str, Desired]:
-    goals = {name: _seen(ANSWERS, _state(name, facts.get(name)), _engine_fix(name, facts.get(name)))}
+    goals = {name: _seen(ANSWERS, _state(name, facts), _engine_fix(name, facts.get(name)))}
     if "version" in section:
         version, op = section["version"].removeprefix(">=").strip(), "=="
         if section["version"].startswith(">="):
@@ -356,10 +357,11 @@ def _seen(value: str | int, means: str, fix: str, op: str = "==", unit: str = ""
     return Desired(value, op, unit=unit, live=False, persist=False, means=means, fix=fix)
 
 
-def _state(name: str, fact: Fact | None) -> str:
+def _state(name: str, facts: Facts) -> str:
+    fact, why = facts.get(name), facts.get(f"{name}/why")
     if fact is None or isinstance(fact.current, Unknown):
         return ""
-    said = f"{name} {fact.current}" if fact.current else f"{name} is not installed"
+    said = f"{name} {fact.current}{f': {why.current}' if why else ''}" if fact.current else f"{name} is not installed"
     return said if said.endswith((".", "?")) else f"{said}."
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from one_at_a_time import machine_to_itself
 
 from hostprep.host import Host, process
 
@@ -57,6 +58,11 @@ def dockerd() -> Iterator[EngineHost]:
             pytest.skip(f"{program} is not installed")
     if os.geteuid() != 0:
         pytest.skip("a Docker daemon needs root")
+    with machine_to_itself():
+        yield from _dockerd()
+
+
+def _dockerd() -> Iterator[EngineHost]:
     folder = Path(tempfile.mkdtemp(prefix="hostprep-docker-"))  # the path of a socket may have 107 bytes only
     (folder / "daemon.json").write_text("{}")
     socket = f"unix://{folder}/docker.sock"
