@@ -63,3 +63,25 @@ def test_the_japanese_readme_has_the_same_exit_statuses_and_sections_of_profiles
     assert statuses.findall(JAPANESE) == statuses.findall(README)
     for text in re.findall(r"```yaml\n(name:.*?)```", JAPANESE, re.S):
         assert profile_source.validate("README.ja.md", text.encode()).document
+
+
+def rows_of_documents() -> dict[str, set[str]]:
+    """What the README says carries each row: names of checks and commands."""
+    found = re.findall(r"^\| ([KJ][0-9]+(?:, [KJ][0-9]+)*) \| [^|]+ \| ([^|]+) \|$", README, re.M)
+    return {row: set(re.findall(r"`([^`]+)`", carried)) for rows, carried in found for row in rows.split(", ")}
+
+
+def test_every_row_of_the_two_documents_is_told() -> None:
+    assert set(rows_of_documents()) == {*(f"K{n}" for n in range(1, 20)), *(f"J{n}" for n in range(1, 9))}
+
+
+@pytest.mark.parametrize(
+    ("letter", "profiles"), [("K", ["openkasugai-all-in-one"]), ("J", ["pbs-compute-node", "pbs-gpu-node"])]
+)
+def test_the_bundled_profiles_have_what_the_readme_says_carries_a_row(letter: str, profiles: list[str]) -> None:
+    paths = [ROOT / "hostprep" / "profiles" / f"{name}.yaml" for name in profiles]
+    sections = {check for p in paths for check in profile_source.load(str(p), p.read_bytes())[0].sections}
+    for row, carried in rows_of_documents().items():
+        commands = {word for word in carried if word.startswith("hostprep ")}
+        assert all(word.split()[1] in cli.main.commands for word in commands), row
+        assert row[0] != letter or carried - commands <= sections, row
