@@ -8,7 +8,7 @@ from typing import Any
 
 from vm import Guest
 
-SLOW = 400.0  # under emulation an apply takes half a minute
+SLOW = 600.0  # under emulation an apply takes half a minute, and more with a card and beside another machine
 # Every file, link and folder of /etc, with what is in it: what a revert has to give back. The profile is not ours.
 ETC = """
 find /etc -xdev -type f -not -path '/etc/hostprep/profile.yaml' -printf '%p %m %u ' -exec md5sum {} +

@@ -119,7 +119,7 @@ GRUB_DISABLE_SUBMENU=true
 GRUB_TERMINAL="serial"
 GRUB_SERIAL_COMMAND="serial --speed=115200"
 GRUB_CMDLINE_LINUX_DEFAULT="quiet"
-GRUB_CMDLINE_LINUX="console=ttyS0 intel_iommu=on iommu=pt mitigations=off nokaslr audit=0 selinux=0 apparmor=0 random.trust_cpu=on tsc=reliable cryptomgr.notests rcupdate.rcu_expedited=1 8250.nr_uarts=1 init_on_alloc=0"
+GRUB_CMDLINE_LINUX="console=ttyS0 intel_iommu=on iommu=pt mitigations=off nokaslr audit=0 selinux=0 apparmor=0 random.trust_cpu=on tsc=reliable cryptomgr.notests rcupdate.rcu_expedited=1 8250.nr_uarts=1"
 E
 
 # --- where hostprep goes: its environment, without hostprep itself

@@ -76,7 +76,10 @@ def applied_and_rebooted(guest: Guest) -> str:
     """`apply --reboot`, as an admin who is then thrown out; what it said."""
     guest.machine.monitor.forget()
     guest.machine.agent.tell("/bin/sh", "-c", "hostprep apply --yes --reboot > /root/said 2>&1")
-    guest.restarts(SLOW)
+    try:
+        guest.restarts(SLOW)
+    except TimeoutError as e:
+        raise AssertionError(f"it did not reboot: {guest.get('/root/said').decode()}") from e
     guest.booted()
     return guest.get("/root/said").decode()
 
