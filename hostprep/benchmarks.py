@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hostprep.engines import docker, podman
+from hostprep.engines import COMMANDS
 from hostprep.errors import HostError
 from hostprep.host import Host
 from hostprep.quantities import parse_duration
@@ -20,7 +20,6 @@ MEASURE = "hostprep check --benchmarks"
 _RUNS = 3
 _TIMEOUT = "10m"
 _COPY_S = 2.0  # seconds that one run of the memory's bandwidth counts
-_ENGINES = {"docker": docker.COMMAND, "podman": podman.COMMAND}
 _OF_ENGINE = 125  # the exit status of docker and podman for an error of their own
 _LIMIT = 200  # characters of an error that is kept
 
@@ -174,7 +173,7 @@ def _own(want: Mapping[str, Any]) -> list[str]:
 def _contained(want: Mapping[str, Any], name: str) -> list[str]:
     user = ["--user", want["user"]] if "user" in want else []
     directory = ["--workdir", want["in"]] if "in" in want else []
-    engine = [*_ENGINES[want.get("engine", "docker")], "run", "--rm", "--pull=never", "--name", name]
+    engine = [*COMMANDS[want.get("engine", "docker")], "run", "--rm", "--pull=never", "--name", name]
     command = want.get("image_command", want["command"])
     return [*engine, *user, *directory, *want.get("options", ()), want["image"], *command]
 
@@ -182,7 +181,7 @@ def _contained(want: Mapping[str, Any], name: str) -> list[str]:
 def _remove(host: Host, engine: str, name: str) -> None:
     """Away with the container: one whose client was stopped goes on running."""
     try:
-        host.run(*_ENGINES[engine], "rm", "--force", name, timeout=60)
+        host.run(*COMMANDS[engine], "rm", "--force", name, timeout=60)
     except HostError:  # it is gone already, as it should be
         return
 

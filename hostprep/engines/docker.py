@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from time import strptime
 from typing import Any
 
+from hostprep.engines import COMMANDS
 from hostprep.engines.images import Image, Store
 from hostprep.errors import CommandFailed, HostError
 from hostprep.host import Host, attempt
 
-# The daemon of this very host, whatever context root has chosen: a remote one is not to be judged, nor pruned.
-COMMAND = ("docker", "--context", "default")
+COMMAND = COMMANDS["docker"]
 ANSWER_S = 6.0  # seconds for each question; a daemon that hangs answers `docker version`, and not `docker ps`
 _SOCKETS = ("/run/docker.sock", "/var/run/docker.sock")
 _DAEMONS = ("/usr/bin/dockerd", "/usr/sbin/dockerd", "/usr/local/bin/dockerd", "/snap/bin/docker")
@@ -39,12 +39,20 @@ def down(e: HostError) -> bool:
 
 def configured_root(host: Host) -> str:
     """Where its data is, as its configuration says: for when nobody answers."""
+    root = configuration(host).get("data-root", _ROOT)
+    return root if isinstance(root, str) and root.startswith("/") else _ROOT
+
+
+def configuration(host: Host) -> dict[str, Any]:
+    """What daemon.json says. HostError where that is nothing that docker takes."""
     text = host.read(_CONFIG)
     try:
-        root = json.loads(text).get("data-root", _ROOT) if text else _ROOT
-    except (ValueError, AttributeError) as e:
-        raise HostError(f"{_CONFIG}: is not as docker takes it") from e
-    return root if isinstance(root, str) and root.startswith("/") else _ROOT
+        config = json.loads(text) if text else {}
+    except (ValueError, RecursionError) as e:
+        raise HostError(f"{_CONFIG}: is no JSON") from e
+    if not isinstance(config, dict):
+        raise HostError(f"{_CONFIG}: is not as docker takes it")
+    return config
 
 
 def store(host: Host) -> Store:

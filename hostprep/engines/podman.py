@@ -7,11 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hostprep.engines import COMMANDS
 from hostprep.engines.images import Image, Store
 from hostprep.errors import CommandFailed, HostError
 from hostprep.host import Host
 
-COMMAND = ("podman", "--remote=false")  # of this very host, whatever containers.conf says
+COMMAND = COMMANDS["podman"]
 ANSWER_S = 8.0  # seconds for each question
 INFO_S = 14.0  # it asks dpkg or rpm for the packages of its parts, which takes a second and, on a busy host, many
 STORAGE = "/var/lib/containers/storage"

@@ -255,7 +255,7 @@ def _is_address(text: str) -> bool:
 
 
 def _docker_later(host: Host) -> Settings:
-    config = _daemon_json(host)
+    config = docker.configuration(host)
     environment, command = _unit_environment(host, "docker.service")
     words = shlex.split(command, comments=False) if command.count('"') % 2 == 0 == command.count("'") % 2 else []
     listed = config.get("insecure-registries") or []
@@ -284,17 +284,6 @@ def _bare(listed: Iterable[str]) -> frozenset[str]:
         except ValueError:
             continue
     return frozenset(found)
-
-
-def _daemon_json(host: Host) -> dict[str, Any]:
-    text = host.read(_DAEMON)
-    try:
-        config = json.loads(text) if text else {}
-    except (ValueError, RecursionError) as e:
-        raise HostError(f"{_DAEMON}: is no JSON") from e
-    if not isinstance(config, dict):
-        raise HostError(f"{_DAEMON}: is not as docker takes it")
-    return config
 
 
 def _docker_now(host: Host, later: Settings) -> Settings:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from hostprep.engines.docker import COMMAND
+from hostprep.engines import COMMANDS
 from hostprep.errors import HostError
 from hostprep.host import Host
 
@@ -15,7 +15,7 @@ from hostprep.host import Host
 def networks(host: Host) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Docker's networks (subnet, bridge, name), and its containers in them (address, name)."""
     try:
-        ids = host.run(*COMMAND, "network", "ls", "--quiet", "--no-trunc", timeout=8).split()
+        ids = host.run(*COMMANDS["docker"], "network", "ls", "--quiet", "--no-trunc", timeout=8).split()
     except HostError as e:
         if "not installed" in str(e):
             return (), ()
@@ -23,7 +23,7 @@ def networks(host: Host) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if not ids:
         raise HostError("docker network ls: names no network at all, not even Docker's own")
     try:
-        told = json.loads(host.run(*COMMAND, "network", "inspect", *ids, timeout=8))
+        told = json.loads(host.run(*COMMANDS["docker"], "network", "inspect", *ids, timeout=8))
         if not isinstance(told, list) or len(told) != len(ids):
             raise ValueError
         named = {

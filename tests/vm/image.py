@@ -56,8 +56,9 @@ def image() -> Image:
 def shared(name: str, make: Callable[[Path], None]) -> Iterator[Path]:
     """A folder that the first of several processes makes, and that the last one removes."""
     folder, lock = CACHE / name, CACHE / f"{name}.lock"
-    with lock.open("w") as users:
+    with contextlib.ExitStack() as stack:
         with _locked(CACHE / "lock"):
+            users = stack.enter_context(lock.open("w"))
             fcntl.flock(users, fcntl.LOCK_SH)
             if not (folder / "made").exists():
                 shutil.rmtree(folder, ignore_errors=True)
@@ -70,6 +71,7 @@ def shared(name: str, make: Callable[[Path], None]) -> Iterator[Path]:
             with _locked(CACHE / "lock"), contextlib.suppress(BlockingIOError):
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder)
+                lock.unlink()
 
 
 def _make(folder: Path) -> None:
