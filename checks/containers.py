@@ -67,7 +67,7 @@ _BYTES = {
     "description": "a size such as 20GB or 20GiB",
     "anyOf": [{"type": "string", "pattern": BYTES_PATTERN}, {"type": "integer", "minimum": 0}],
 }
-_ENGINE = {"description": "docker or podman", "enum": ["docker", "podman"]}
+_ENGINE = {"description": "docker or podman", "type": "string", "enum": ["docker", "podman"]}
 _USER = r"^[A-Za-z_][A-Za-z0-9_.@-]*\$?$(?!\n)"
 SCHEMA = {
     "description": "A container engine that answers and has room; images and logins that were left behind.",

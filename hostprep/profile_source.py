@@ -402,7 +402,8 @@ def _explain(error: Any) -> Iterable[tuple[Path, str, bool]]:
 
 def _explain_alternatives(error: Any, path: Path) -> Iterable[tuple[Path, str, bool]]:
     """Of the alternatives, the one meant is the one whose type fits what was written."""
-    fitting = [e for e in error.context if e.relative_schema_path[-1] != "type" or len(e.relative_path) > 0]
+    others = {e.relative_schema_path[0] for e in error.context if e.validator == "type" and not e.relative_path}
+    fitting = [e for e in error.context if e.relative_schema_path[0] not in others]
     limits = [e for e in fitting if e.validator in ("minimum", "maximum")]
     described = [e.schema["description"] for e in fitting if "description" in e.schema]
     meant = described[0] if len(described) == len(fitting) == 1 else error.schema.get("description")

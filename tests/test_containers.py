@@ -12,9 +12,10 @@ import pytest
 from conftest import MakeHost, apply, findings, statuses
 from fakes import FakeHost, debian
 
+from hostprep import profile_source
 from hostprep.engines import docker
 from hostprep.engines.images import Image, unused
-from hostprep.errors import ChangeFailed, CommandFailed, HostError
+from hostprep.errors import ChangeFailed, CommandFailed, HostError, ProfileError
 from hostprep.host import Space
 from hostprep.host.rehearsal import Rehearsal
 from hostprep.journal import Journal
@@ -347,3 +348,10 @@ def test_nothing_brings_a_removed_image_back(host: FakeHost) -> None:
     change = Change("containers", "docker/image/aa", Facet.NEXT_BOOT, None, ("a:1",))
     with pytest.raises(ChangeFailed, match="nothing but a pull"):
         check.apply(host, [change])
+
+
+def test_a_section_is_told_of_the_kind_that_was_written_and_of_no_other() -> None:
+    """Not also that a mapping is not one of: docker, podman."""
+    with pytest.raises(ProfileError) as e:
+        profile_source.validate("p", b"containers: {engine: lxc, unused_images: lots}\n")
+    assert [text.split(" ")[1] for text in e.value.problems] == ["containers.engine:", "containers.unused_images:"]
