@@ -16,11 +16,9 @@ check: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/pytest -n auto $(PYTEST_ARGS)
 
-# Two machines at a time: of the two threads with which QEMU emulates each, one has hardly anything to do. With three on
-# two cores a guest can miss its timers. The story has a machine to itself: what waits there for firmware has deadlines.
+# Two machines at a time: of the two threads with which QEMU emulates each, one has hardly anything to do.
 test-vm: $(VENV)/ready
-	$(BIN)/pytest -n0 tests/vm/test_story.py $(PYTEST_ARGS)
-	$(BIN)/pytest -n2 --maxschedchunk 1 tests/vm --ignore tests/vm/test_story.py $(PYTEST_ARGS)
+	$(BIN)/pytest -n2 --maxschedchunk 1 tests/vm $(PYTEST_ARGS)
 
 bench: build/bench/ready
 	@build/bench/bin/python tests/bench.py

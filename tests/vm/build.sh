@@ -15,6 +15,7 @@ root=$work/root
 mkdir -p "$work"
 
 gcc -shared -fPIC -O1 -Wall -Werror -o "$out/pciids.so" "$here/pciids.c" "$here/connectx.c" -ldl
+gcc -static -O1 -Wall -Werror -o "$work/udevadm" "$here/udevadm.c"
 "${PYTHON:-python3}" -m pip download --quiet --disable-pip-version-check --python-version 311 --only-binary=:all: \
     --dest "$work/wheels" "$@" &
 downloading=$!
@@ -31,14 +32,30 @@ for folder in drivers/{gpu,media,staging,isdn,infiniband/hw,net/{wireless,can,ds
     dropped+=(--dpkgopt="path-exclude=/lib/modules/*/kernel/$folder/*")
     dropped+=(--dpkgopt="path-exclude=/usr/lib/modules/*/kernel/$folder/*")
 done
-for folder in doc man locale; do
-    dropped+=(--dpkgopt="path-exclude=/usr/share/$folder/*")
+for path in doc/* man/* locale/* initramfs-tools/{hooks,scripts/*}/{udev,dmsetup}; do
+    dropped+=(--dpkgopt="path-exclude=/usr/share/$path")
 done
 
 # Only what the disk needs goes into the initramfs: packing and unpacking it is what is slow under emulation.
 mkdir -p "$work/initramfs-tools/conf.d"
 printf 'MODULES=list\nCOMPRESS=zstd\nCOMPRESSLEVEL=1\nFSTYPE=ext4\n' >"$work/initramfs-tools/conf.d/vm"
 printf 'virtio_pci\nvirtio_blk\next4\n' >"$work/initramfs-tools/modules"
+# No udev in there, which would take 3 s for what the system's own does again. What else came with it: blkid, /dev.
+mkdir -p "$work"/initramfs-tools/{hooks,scripts/init-bottom}
+cat >"$work/initramfs-tools/hooks/blkid" <<'E'
+#!/bin/sh -e
+[ "$1" != prereqs ] || exit 0
+. /usr/share/initramfs-tools/hook-functions
+copy_exec /sbin/blkid /sbin
+E
+cat >"$work/initramfs-tools/scripts/init-bottom/dev" <<'E'
+#!/bin/sh -e
+[ "$1" != prereqs ] || exit 0
+mount -n -o move /dev "$rootmnt/dev"
+nuke /dev
+ln -s "$rootmnt/dev" /dev
+E
+chmod +x "$work"/initramfs-tools/{hooks/blkid,scripts/init-bottom/dev}
 
 # What modules are built with stays out of the image: the kernel's headers lie beside it, the compiler is this machine's.
 mkdir "$work/headers"
@@ -87,11 +104,20 @@ for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub
 done
 mkdir "$root/etc/systemd/system/qemu-guest-agent.service.d" # a line in the journal for every question is a cost too
 printf '[Service]\nStandardError=null\n' >"$root/etc/systemd/system/qemu-guest-agent.service.d/vm.conf"
+# Of 320 devices, those that have a driver here, or a unit that waits for them.
+coldplug='[Service]\nExecStart=\nExecStart=-udevadm trigger --type=devices --action=add'
+for subsystem in block misc net pci virtio virtio-ports; do
+    coldplug+=" --subsystem-match=$subsystem"
+done
+mkdir "$root/etc/systemd/system/systemd-udev-trigger.service.d"
+printf "$coldplug\n" >"$root/etc/systemd/system/systemd-udev-trigger.service.d/vm.conf"
 for generator in cryptsetup debug getty hibernate-resume integritysetup rc-local run system-update sysv veritysetup; do
     ln -sf /dev/null "$root/etc/systemd/system-generators/systemd-$generator-generator"
 done
 printf 'blacklist %s\n' kvm_amd kvm_intel aesni_intel ghash_clmulni_intel sha512_ssse3 sha256_ssse3 sha1_ssse3 \
     crct10dif_pclmul crc32_pclmul pcspkr iTCO_wdt lpc_ich psmouse evdev serio_raw button >"$root/etc/modprobe.d/vm.conf"
+
+install "$work/udevadm" "$root/usr/local/sbin" # for update-grub
 
 # --- the card that says it is a ConnectX-5: mlx5_core finds no firmware behind it, pci-pf-stub gives its VFs
 echo 'blacklist mlx5_core' >"$root/etc/modprobe.d/connectx.conf"
@@ -108,9 +134,21 @@ cp -r "$here/nvidia" "$work"
 MAKEFLAGS= make -s -C "$headers" M="$work/nvidia" CC=gcc CONFIG_DEBUG_INFO_BTF_MODULES= modules
 mkdir -p "$modules"
 cp "$work"/nvidia/*.ko "$modules"
-chroot "$root" depmod "$kernel"
 
-# --- GRUB: a serial console, no menu, a kernel that is cheap to emulate; the IOMMU, so that vfio has groups
+# Unpacked here, no boot unpacks them; with the initramfs of these.
+chroot "$root" python3 - <<'E'
+import lzma, pathlib
+
+for path in pathlib.Path("/lib/modules").rglob("*.ko.xz"):
+    path.with_suffix("").write_bytes(lzma.decompress(path.read_bytes()))
+    path.unlink()
+E
+chroot "$root" depmod "$kernel"
+chroot "$root" update-initramfs -u -k "$kernel"
+
+# --- GRUB: a serial console, no menu, a kernel that is cheap to emulate; the IOMMU, so that vfio has groups. Ticks are
+# periodic: beside another machine a one-shot timer of QEMU's APIC is lost now and then, and its CPU sleeps for ever
+# ("rcu: Possible timer handling issue on cpu=0": one boot in eight).
 cat >"$root/etc/default/grub.d/00-vm.cfg" <<'E'
 GRUB_TIMEOUT=0
 GRUB_RECORDFAIL_TIMEOUT=0
@@ -119,7 +157,7 @@ GRUB_DISABLE_SUBMENU=true
 GRUB_TERMINAL="serial"
 GRUB_SERIAL_COMMAND="serial --speed=115200"
 GRUB_CMDLINE_LINUX_DEFAULT="quiet"
-GRUB_CMDLINE_LINUX="console=ttyS0 intel_iommu=on iommu=pt mitigations=off nokaslr audit=0 selinux=0 apparmor=0 random.trust_cpu=on tsc=reliable cryptomgr.notests rcupdate.rcu_expedited=1 8250.nr_uarts=1"
+GRUB_CMDLINE_LINUX="console=ttyS0 intel_iommu=on iommu=pt mitigations=off nokaslr audit=0 selinux=0 apparmor=0 random.trust_cpu=on tsc=reliable cryptomgr.notests rcupdate.rcu_expedited=1 nohz=off highres=off 8250.nr_uarts=1"
 E
 
 # --- where hostprep goes: its environment, without hostprep itself

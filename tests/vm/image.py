@@ -93,7 +93,7 @@ def _make(folder: Path) -> None:
 def _key() -> str:
     """Another name for whatever would give another image."""
     digest = hashlib.sha256(f"{qemu.version()} {_dependencies()}".encode())
-    sources = [HERE / name for name in ("build.sh", "pciids.c", "connectx.c", "qemu.py", "image.py")]
+    sources = [HERE / name for name in ("build.sh", "pciids.c", "connectx.c", "udevadm.c", "qemu.py", "image.py")]
     for path in (*sources, *sorted((HERE / "nvidia").iterdir())):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-# Everything takes half an hour on 2 cores, and what else is run two thirds of that.
+# Everything takes half as long again.
 EVERYTHING = os.environ.get("HOSTPREP_VM") == "all"
 thorough = pytest.mark.skipif(not EVERYTHING, reason="HOSTPREP_VM=all runs it too")
 
