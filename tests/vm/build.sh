@@ -1,6 +1,6 @@
 #!/bin/bash
 # Make the disk of the test machine: Debian 12 with the backported kernel, systemd, GRUB and what hostprep talks to.
-#   build.sh FOLDER REQUIREMENT...     leaves disk.qcow2, vmlinuz, initrd.img and pciids.so in FOLDER
+#   build.sh FOLDER REQUIREMENT...     leaves disk.qcow2 and pciids.so in FOLDER
 # Run by image.py, as root (mmdebstrap makes a chroot); no loop devices, and nothing outside FOLDER is written.
 # REQUIREMENTs are hostprep's own dependencies, for the virtual environment /opt/hostprep: pip costs 45 s in the guest.
 set -euo pipefail
@@ -149,7 +149,9 @@ chroot "$root" update-initramfs -u -k "$kernel"
 # --- GRUB: a serial console, no menu, a kernel that is cheap to emulate; the IOMMU, so that vfio has groups. Ticks are
 # periodic: beside another machine a one-shot timer of QEMU's APIC is lost now and then, and its CPU sleeps for ever
 # ("rcu: Possible timer handling issue on cpu=0": one boot in eight).
-cat >"$root/etc/default/grub.d/00-vm.cfg" <<'E'
+arguments="console=ttyS0 intel_iommu=on iommu=pt mitigations=off nokaslr audit=0 selinux=0 apparmor=0 \
+random.trust_cpu=on tsc=reliable cryptomgr.notests rcupdate.rcu_expedited=1 nohz=off highres=off 8250.nr_uarts=1"
+cat >"$root/etc/default/grub.d/00-vm.cfg" <<E
 GRUB_TIMEOUT=0
 GRUB_RECORDFAIL_TIMEOUT=0
 GRUB_DISABLE_OS_PROBER=true
@@ -157,7 +159,18 @@ GRUB_DISABLE_SUBMENU=true
 GRUB_TERMINAL="serial"
 GRUB_SERIAL_COMMAND="serial --speed=115200"
 GRUB_CMDLINE_LINUX_DEFAULT="quiet"
-GRUB_CMDLINE_LINUX="console=ttyS0 intel_iommu=on iommu=pt mitigations=off nokaslr audit=0 selinux=0 apparmor=0 random.trust_cpu=on tsc=reliable cryptomgr.notests rcupdate.rcu_expedited=1 nohz=off highres=off 8250.nr_uarts=1"
+GRUB_CMDLINE_LINUX="$arguments"
+E
+# What grub-install would put there. Only the first boot has this grub.cfg: image.py calls update-grub in it.
+mkdir -p "$root"/boot/grub/{i386-pc,fonts}
+cp "$root"/usr/lib/grub/i386-pc/*.{mod,lst} "$root/boot/grub/i386-pc"
+cp "$root/usr/share/grub/unicode.pf2" "$root/boot/grub/fonts"
+chroot "$root" grub-editenv - create
+chroot "$root" grub-mkimage -O i386-pc -o /boot/grub/i386-pc/core.img -p '(hd0,gpt2)/boot/grub' biosdisk part_gpt ext2
+cat >"$root/boot/grub/grub.cfg" <<E
+linux /boot/vmlinuz-$kernel root=UUID=$root_uuid ro $arguments quiet
+initrd /boot/initrd.img-$kernel
+boot
 E
 
 # --- where hostprep goes: its environment, without hostprep itself
@@ -177,8 +190,6 @@ ln -s /opt/hostprep/bin/hostprep "$root/usr/local/bin/hostprep"
 
 # --- the disk: GPT with a BIOS boot partition for GRUB, the root, and 64 MiB for whoever wants to swap
 rm -rf "$root"/var/cache/apt/*.bin "$root"/var/lib/apt/lists/*
-cp "$root"/boot/vmlinuz-* "$out/vmlinuz"
-cp "$root"/boot/initrd.img-* "$out/initrd.img"
 disk=$work/disk.raw
 truncate -s $((2 + root_mb + 64 + 1))M "$disk"
 sfdisk -q "$disk" <<E
@@ -191,5 +202,14 @@ E
 features=^metadata_csum_seed
 mke2fs -V 2>&1 | grep -q '1\.4[0-6]' || features+=,^orphan_file
 mkfs.ext4 -q -F -d "$root" -U "$root_uuid" -N 131072 -O "$features" -E offset=$((2 << 20)) "$disk" ${root_mb}M
+# boot.img goes into the MBR, before the partition table, and reads the sector of core.img at 0x5c; the first sector of
+# core.img reads where its second one is at 0x1f4 (grub-2.06 include/grub/i386/pc/boot.h).
+grub=$root/usr/lib/grub/i386-pc/boot.img core=$root/boot/grub/i386-pc/core.img
+(($(stat -c %s "$core") < 1 << 20))
+into() { dd of="$disk" bs=1 seek="$1" conv=notrunc status=none; }
+head -c 440 "$grub" | into 0
+printf '\x00\x08' | into $((0x5c))
+into $((2048 * 512)) <"$core"
+printf '\x01\x08' | into $((2048 * 512 + 0x1f4))
 qemu-img convert -O qcow2 "$disk" "$out/disk.qcow2"
 rm -rf "$work"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vm.firmware import Card
-from vm.qemu import BOOT, Boot, Machine, Snapshot, overlay
+from vm.qemu import BOOT, Machine, Snapshot, overlay
 
 READY = "systemctl is-system-running --wait; status=$?; udevadm settle; exit $status"
 
@@ -86,10 +86,10 @@ class Guest:
 
 
 @contextlib.contextmanager
-def started(disk: Path, pciids: Path, boot: Boot | None = None, card: Card | None = None) -> Iterator[Guest]:
+def started(disk: Path, pciids: Path, card: Card | None = None) -> Iterator[Guest]:
     """A guest that boots from this very disk."""
     firmware = card.path if card else None
-    with _scratch() as scratch, _running(Machine(scratch, disk, pciids, boot=boot, firmware=firmware), card) as guest:
+    with _scratch() as scratch, _running(Machine(scratch, disk, pciids, firmware=firmware), card) as guest:
         guest.booted()
         yield guest
 

@@ -18,17 +18,11 @@ from typing import NamedTuple
 
 from vm import qemu
 from vm.guest import started
-from vm.qemu import Boot, Snapshot, overlay
+from vm.qemu import Snapshot, overlay
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 CACHE = Path(os.environ.get("HOSTPREP_VM_CACHE") or ROOT / "build" / "vm").absolute()
-# The disk has no boot loader when it starts for the first time.
-FIRST_BOOT = "root=/dev/vda2 ro console=ttyS0 mitigations=off nokaslr quiet"
-GRUB = """
-echo 'grub-pc grub-pc/install_devices multiselect /dev/vda' | debconf-set-selections
-grub-install --target=i386-pc /dev/vda && update-grub && sync
-"""
 
 
 class Image(NamedTuple):
@@ -75,18 +69,16 @@ def shared(name: str, make: Callable[[Path], None]) -> Iterator[Path]:
 
 
 def _make(folder: Path) -> None:
-    """The disk, GRUB on it, and a snapshot of the machine once it has booted from there."""
+    """The disk, and a snapshot of the machine once it has booted from there."""
     log = folder / "build.log"
     with log.open("wb") as out:
         command = [str(HERE / "build.sh"), str(folder), *_dependencies()]
         done = subprocess.run(command, stdout=out, stderr=out, env={**os.environ, "PYTHON": sys.executable})
     if done.returncode:
         raise RuntimeError(f"the image was not made; the end of {log}:\n{log.read_text(errors='replace')[-4000:]}")
-    disk, pciids = folder / "disk.qcow2", folder / "pciids.so"
-    with started(disk, pciids, Boot(folder / "vmlinuz", folder / "initrd.img", FIRST_BOOT)) as guest:
-        guest.sh(GRUB, timeout=300)
     (folder / "booted").mkdir()
-    with started(overlay(disk, folder / "booted"), pciids) as guest:
+    with started(overlay(folder / "disk.qcow2", folder / "booted"), folder / "pciids.so") as guest:
+        guest.sh("update-grub", timeout=300)
         guest.freeze(folder / "memory")
 
 

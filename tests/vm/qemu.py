@@ -33,14 +33,6 @@ class Snapshot(NamedTuple):
     disk: Path
 
 
-class Boot(NamedTuple):
-    """A kernel that QEMU itself loads, for a disk that has no boot loader yet."""
-
-    kernel: Path
-    initrd: Path
-    arguments: str
-
-
 class Machine:
     """A running QEMU with its monitor and its agent. It ends with the process that started it."""
 
@@ -50,7 +42,6 @@ class Machine:
         disk: Path,
         pciids: Path,
         *,
-        boot: Boot | None = None,
         thaw: Path | None = None,
         firmware: Path | None = None,
     ) -> None:
@@ -59,7 +50,7 @@ class Machine:
         monitor, monitor_end = socket.socketpair()
         agent, agent_end = socket.socketpair()
         command = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", *_platform(), *_nodes(), *_cards()]
-        command += _disk(disk, boot) + _talk(folder, monitor_end, agent_end)
+        command += _disk(disk) + _talk(folder, monitor_end, agent_end)
         command += ["-incoming", "defer"] if thaw else []
         with (folder / "qemu.log").open("ab") as log, monitor_end, agent_end:
             self.process = subprocess.Popen(
@@ -155,13 +146,9 @@ def _cards() -> list[str]:
     return arguments
 
 
-def _disk(disk: Path, boot: Boot | None) -> list[str]:
-    device = "virtio-blk-pci,drive=disk,bus=pcie.0,addr=4"
+def _disk(disk: Path) -> list[str]:
     arguments = ["-drive", f"if=none,id=disk,file={disk},format=qcow2,cache=unsafe,discard=unmap"]
-    if not boot:
-        return [*arguments, "-device", f"{device},bootindex=0"]
-    loaded = ["-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", boot.arguments]
-    return [*arguments, "-device", device, *loaded]
+    return [*arguments, "-device", "virtio-blk-pci,drive=disk,bus=pcie.0,addr=4,bootindex=0"]
 
 
 def _talk(folder: Path, monitor: socket.socket, agent: socket.socket) -> list[str]:
